@@ -1,0 +1,260 @@
+"""The nouns: what a fleet should be, what its agents are, and what is told about them.
+
+Every setting of `fleet.toml` is defined here once, with its default, its bounds and its description; flags, help, JSON Schema,
+validation and the README table are read from these definitions. Standard library only.
+"""
+
+import hashlib
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+
+
+class AgentState(StrEnum):
+    """Where an agent is in its life; `core/lifecycle.py` holds the moves between these."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    DRAINING = "draining"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+    TERMINATED = "terminated"
+
+
+class RestartPolicy(StrEnum):
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+class Replace(StrEnum):
+    """Whether an agent's process is to be replaced by a new one, and whether others must be ready first."""
+
+    NO = "no"
+    ROLLING = "rolling"
+    AT_ONCE = "at-once"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Describes one setting: attached with `Annotated`, read by validation, help, the schema and the README.
+
+    pydantic calls the two dunder methods below on whatever it finds in `Annotated`, so this module states the rules and does not
+    import it.
+    """
+
+    doc: str
+    ge: float | None = None
+    le: float | None = None
+    gt: float | None = None
+    pattern: str | None = None
+    min_length: int | None = None
+    supported: bool = True
+
+    # Any: these are pydantic's own schema objects, which this layer does not import.
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        limits = {"ge": self.ge, "le": self.le, "gt": self.gt, "pattern": self.pattern, "min_length": self.min_length}
+        return {**handler(source), **{key: value for key, value in limits.items() if value is not None}}
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Any:
+        return {**handler(core_schema), "description": self.doc}
+
+
+_STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartSpec:
+    """`[fleet.restart]`: what follows an exit."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    policy: Annotated[RestartPolicy, Setting(doc="When an agent that exited is started again")] = RestartPolicy.ALWAYS
+    backoff_seconds: Annotated[float, Setting(doc="Wait before the second restart in a row; doubles each time", ge=0.01, le=3600)] = 0.5
+    backoff_cap_seconds: Annotated[float, Setting(doc="Longest wait between two restarts", ge=0.01, le=86400)] = 60.0
+    healthy_after_seconds: Annotated[float, Setting(doc="Running this long clears the record of failures", gt=0, le=86400)] = 30.0
+    crash_loop_failures: Annotated[int, Setting(doc="This many failures inside the window are a crash loop", ge=2, le=1000)] = 6
+    crash_loop_window_seconds: Annotated[float, Setting(doc="Length of the crash-loop window", gt=0, le=86400)] = 60.0
+    crash_loop_retry_seconds: Annotated[
+        float, Setting(doc="A crash-looping agent is tried again after this long; 0 means never", ge=0, le=86400)
+    ] = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadinessSpec:
+    """`[fleet.readiness]`: when an agent counts as ready."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    settle_seconds: Annotated[float, Setting(doc="Alive this long means ready", ge=0, le=3600)] = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSpec:
+    """`[fleet.logs]`: rotation of the agents' output."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    max_bytes: Annotated[int, Setting(doc="An agent's log is rotated at this size", ge=4096, le=1 << 40)] = 10 * 1024 * 1024
+    keep: Annotated[int, Setting(doc="Rotated files kept for each agent", ge=0, le=1000)] = 5
+    total_bytes: Annotated[int, Setting(doc="Most that all logs of the fleet may take; oldest rotated files go first", ge=4096, le=1 << 44)] = (
+        1024 * 1024 * 1024
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmPoolSpec:
+    """`[fleet.warm_pool]`: suspended instances that answer at once."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    enabled: Annotated[bool, Setting(doc="Keep warm instances", supported=False)] = True
+    size: Annotated[int, Setting(doc="Warm instances kept", ge=0, le=1000, supported=False)] = 5
+    refresh_interval_seconds: Annotated[float, Setting(doc="Time between two maintenance rounds", gt=0, supported=False)] = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GracefulDrainSpec:
+    """`[fleet.graceful_drain]`: how an agent is stopped."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    timeout_seconds: Annotated[float, Setting(doc="Time an agent has to finish before it is killed", ge=0, le=86400)] = 30.0
+    checkpoint_before_drain: Annotated[bool, Setting(doc="Save a checkpoint before an agent is stopped", supported=False)] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSpec:
+    """The wish: everything `[fleet]` in `fleet.toml` may say. Durations in seconds, sizes in bytes."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: Annotated[str, Setting(doc="The fleet's name: lower-case letters, digits and dashes", pattern=NAME_PATTERN)]
+    command: Annotated[tuple[str, ...], Setting(doc="Program and arguments of an agent", min_length=1)]
+    shell: Annotated[bool, Setting(doc="Give the command, one string, to /bin/sh")] = False
+    cwd: Annotated[str, Setting(doc="Working directory of the agents; relative to the file", min_length=1)] = "."
+    environment: Annotated[Mapping[str, str], Setting(doc="Environment variables of the agents")] = field(default_factory=dict)
+    env_file: Annotated[str | None, Setting(doc="File of NAME=VALUE lines, read at each start; its values are never stored")] = None
+    secret_env: Annotated[
+        Mapping[str, str],
+        Setting(doc='Variables taken by reference at each start: "env:NAME" from the daemon\'s environment or "file:PATH"'),
+    ] = field(default_factory=dict)
+    replicas: Annotated[int, Setting(doc="Agents to keep running", ge=0, le=100000)] = 1
+    min_replicas: Annotated[int, Setting(doc="Fewest agents", ge=0, le=100000)] = 1
+    max_replicas: Annotated[int, Setting(doc="Most agents", ge=1, le=100000)] = 100
+    target_cpu_utilization: Annotated[
+        float, Setting(doc="CPU utilization, in percent, that scaling aims at", gt=0, le=90, supported=False)
+    ] = 70.0
+    scale_up_stabilization_seconds: Annotated[float, Setting(doc="Least time between two growths", ge=0, supported=False)] = 60.0
+    scale_down_stabilization_seconds: Annotated[float, Setting(doc="Calm needed before shrinking", ge=0, supported=False)] = 300.0
+    autoscaling_interval_seconds: Annotated[float, Setting(doc="Time between two scaling decisions", gt=0, supported=False)] = 30.0
+    stop_signal: Annotated[str, Setting(doc="Signal that asks an agent to stop", pattern=r"^(SIG)?[A-Z0-9]+$")] = "TERM"
+    restart: RestartSpec = RestartSpec()
+    readiness: ReadinessSpec = ReadinessSpec()
+    logs: LogSpec = LogSpec()
+    warm_pool: WarmPoolSpec = WarmPoolSpec()
+    graceful_drain: GracefulDrainSpec = GracefulDrainSpec()
+
+    @property
+    def process_hash(self) -> str:
+        """Changes exactly when a running process no longer matches the spec and has to be replaced."""
+        parts = [list(self.command), self.shell, self.cwd, dict(self.environment), self.env_file, dict(self.secret_env)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def stop_signal_number(self) -> int:
+        return int(signal.Signals["SIG" + self.stop_signal.removeprefix("SIG")])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRef:
+    """A process that cannot be mistaken for a later one with the same pid. `start_ticks`: field 22 of /proc/PID/stat."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended; neither code nor signal where the kernel no longer tells. `at`: Unix time in seconds."""
+
+    code: int | None = None
+    signal: int | None = None
+    at: float = 0.0
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                return f"killed by {signal.Signals(self.signal).name}"
+            except ValueError:
+                return f"killed by signal {self.signal}"
+        return "exit status unknown" if self.code is None else f"exit {self.code}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """One agent as the supervisor knows it. Times named `_at` are Unix seconds; `_deadline` are seconds of the boot's clock.
+
+    The boot's monotonic clock is the same for every process of a boot, so deadlines stay true over the daemon's death.
+    """
+
+    id: str
+    fleet: str
+    slot: int
+    state: AgentState = AgentState.STARTING
+    created_at: float
+    token: str = ""
+    spec_hash: str = ""
+    process: ProcessRef | None = None
+    started_at: float | None = None
+    ready_deadline: float | None = None
+    ready: bool = False
+    restarts: int = 0
+    failures: tuple[float, ...] = ()
+    retry_deadline: float | None = None
+    drain_deadline: float | None = None
+    leaving: bool = False
+    replace: Replace = Replace.NO
+    last_exit: Exit | None = None
+    from_warm_pool: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one agent's whole process tree uses. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set, summed."""
+
+    cpu_percent: float | None
+    memory_bytes: int
+    processes: int
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened, as `fleetctl events` shows it. `at`: Unix time in seconds."""
+
+    at: float
+    kind: str
+    fleet: str
+    message: str
+    agent_id: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingDecision:
+    """What was decided about a fleet's size, and why; the four fields of the specification, when, and who asked."""
+
+    action: str
+    target_replicas: int
+    current_replicas: int
+    reason: str
+    at: float = 0.0
+    cause: str = "manual"
+
+
+def to_json(value: Any) -> Any:  # Any: a dataclass in, JSON values out
+    """Plain JSON values of a dataclass from this module (enums become their strings, tuples lists)."""
+    return json.loads(json.dumps(asdict(value)))

@@ -1,0 +1,69 @@
+"""The sockets in the wall between rules and hands: what the supervisor needs of the machine, and nothing more.
+
+`host/` implements these for this machine, `testing.py` as public fakes. The three managers' names are the specification's.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from fleetctl.models import Agent, Event, Exit, FleetSpec, ProcessRef, ScalingDecision, Usage
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds since boot; the same for every process of this boot."""
+        ...
+
+    def time(self) -> float:
+        """Unix time in seconds, for people and files."""
+        ...
+
+
+class LifecycleManager(Protocol):
+    """Starts, watches, signals and ends agents' processes. Called from the supervisor's event loop; never blocks for long."""
+
+    def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
+        """Start the agent's process in a session of its own; returns once the program is executing. Raises SpawnFailed."""
+        ...
+
+    def watch(self, process: ProcessRef, on_exit: Callable[[Exit], None]) -> None:
+        """Call `on_exit` once, from the event loop, when the process ends (at once when it has ended already)."""
+        ...
+
+    def signal(self, agent: Agent, number: int) -> None:
+        """Send a signal to the whole tree of the agent, verified; processes that are gone are no error."""
+        ...
+
+    def survivors(self, agents: Sequence[Agent]) -> Mapping[str, tuple[ProcessRef, ...]]:
+        """For each agent, by id, every live process of its tree, the leader included, zombies aside; one scan for all."""
+        ...
+
+    def kill(self, agents: Sequence[Agent]) -> None:
+        """SIGKILL every live process of the trees of these agents, as often as it takes to leave no time to fork."""
+        ...
+
+    def release(self, process: ProcessRef) -> None:
+        """Reap and forget a process that ended and whose tree is empty."""
+        ...
+
+
+class StateManager(Protocol):
+    """What must outlive the daemon. Every method returns once the change is on disk; raises StateDirectoryError."""
+
+    async def save(
+        self, agents: Iterable[Agent] = (), *, forget: Iterable[str] = (), events: Iterable[Event] = (), history: Iterable[tuple[str, ScalingDecision]] = ()
+    ) -> None:
+        """Write agents, forget others by id, append events and decisions (with their fleet's name), all or nothing."""
+        ...
+
+    async def save_spec(self, spec: FleetSpec) -> None: ...
+
+    async def forget_spec(self, name: str) -> None: ...
+
+
+class ResourceManager(Protocol):
+    """Collects what agents use."""
+
+    def sample(self, agents: Mapping[str, ProcessRef]) -> Mapping[str, Usage]:
+        """Usage of each agent's whole tree since the last call, by agent id. Takes milliseconds; may be called in a thread."""
+        ...
