@@ -66,7 +66,7 @@ class Setting:
         return {**handler(core_schema), "description": self.doc}
 
 
-_STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
+_STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +197,7 @@ class Agent:
     """One agent as the supervisor knows it. Times named `_at` are Unix seconds; `_deadline` are seconds of the boot's clock.
 
     The boot's monotonic clock is the same for every process of a boot, so deadlines stay true over the daemon's death.
+    `leader_exit` is set from the leader's exit until the rest of its process tree is gone; `leaving`: not replaced when gone.
     """
 
     id: str
@@ -210,15 +211,38 @@ class Agent:
     started_at: float | None = None
     ready_deadline: float | None = None
     ready: bool = False
+    leader_exit: Exit | None = None
     restarts: int = 0
     failures: tuple[float, ...] = ()
     retry_deadline: float | None = None
     drain_deadline: float | None = None
+    stop_sent: bool = False
     leaving: bool = False
     replace: Replace = Replace.NO
     last_exit: Exit | None = None
     from_warm_pool: bool = False
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A live process tree that carries the token of one of our agents, as a scan of the machine found it."""
+
+    agent_id: str
+    fleet: str
+    slot: int
+    token: str
+    spec_hash: str
+    leader: ProcessRef | None
+    started_at: float
+
+
+class Identity(StrEnum):
+    """Whether a recorded process is the one that has its pid now. Only MATCH may ever be signalled."""
+
+    MATCH = "match"
+    GONE = "gone"
+    UNVERIFIABLE = "unverifiable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,3 +282,20 @@ class ScalingDecision:
 def to_json(value: Any) -> Any:  # Any: a dataclass in, JSON values out
     """Plain JSON values of a dataclass from this module (enums become their strings, tuples lists)."""
     return json.loads(json.dumps(asdict(value)))
+
+
+def agent_from_json(data: Mapping[str, Any]) -> Agent:
+    """The agent that `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+    known = {key: value for key, value in data.items() if key in Agent.__dataclass_fields__}
+    process, last, leader = data["process"], data["last_exit"], data["leader_exit"]
+    return Agent(
+        **{
+            **known,
+            "state": AgentState(data["state"]),
+            "replace": Replace(data["replace"]),
+            "failures": tuple(data["failures"]),
+            "process": ProcessRef(**process) if process else None,
+            "last_exit": Exit(**last) if last else None,
+            "leader_exit": Exit(**leader) if leader else None,
+        }
+    )

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from fleetctl.models import Agent, Event, Exit, FleetSpec, ProcessRef, ScalingDecision, Usage
+from fleetctl.models import Agent, Event, Exit, FleetSpec, Identity, ProcessRef, ScalingDecision, Usage
 
 
 class Clock(Protocol):
@@ -30,8 +30,8 @@ class LifecycleManager(Protocol):
         """Call `on_exit` once, from the event loop, when the process ends (at once when it has ended already)."""
         ...
 
-    def signal(self, agent: Agent, number: int) -> None:
-        """Send a signal to the whole tree of the agent, verified; processes that are gone are no error."""
+    def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
+        """Send signals, in this order, once to every process of the trees of these agents, each verified; gone is no error."""
         ...
 
     def survivors(self, agents: Sequence[Agent]) -> Mapping[str, tuple[ProcessRef, ...]]:
@@ -44,6 +44,14 @@ class LifecycleManager(Protocol):
 
     def release(self, process: ProcessRef) -> None:
         """Reap and forget a process that ended and whose tree is empty."""
+        ...
+
+    def identify(self, process: ProcessRef) -> Identity:
+        """Whether the recorded process is the one that has its pid now."""
+        ...
+
+    def discard(self, agent: Agent) -> None:
+        """Remove what was made for an agent that will never run again, except its output and what it saved itself."""
         ...
 
 

@@ -15,7 +15,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Fields of /proc/PID/stat; times in clock ticks, `rss_bytes` in bytes. `state`: R, S, D, T (stopped), Z (zombie) ..."""
+    """Fields of /proc/PID/stat; times in clock ticks, `rss_bytes` in bytes, `wait_status` as wait(2) gives it, for a zombie. `state`: R, S, D, T (stopped), Z (zombie) ..."""
 
     pid: int
     ppid: int
@@ -26,6 +26,7 @@ class Stat:
     cpu_ticks: int
     reaped_cpu_ticks: int
     rss_bytes: int
+    wait_status: int
 
     @property
     def alive(self) -> bool:
@@ -76,6 +77,7 @@ def parse(pid: int, raw: bytes) -> Stat:
         int(fields[11]) + int(fields[12]),
         int(fields[13]) + int(fields[14]),
         int(fields[21]) * PAGE_BYTES,
+        int(fields[49]),
     )
 
 

@@ -1,0 +1,97 @@
+"""After the daemon's death: which recorded agents still run, which ended meanwhile, and whose processes nobody recorded."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fleetctl.models import Agent, AgentState, Exit, Found, Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """`agents`: the fleet's table to go on with. `adopted`, `ended`, `strays`: ids in it, for the record."""
+
+    agents: tuple[Agent, ...]
+    adopted: tuple[str, ...]
+    ended: tuple[str, ...]
+    strays: tuple[str, ...]
+
+
+def recover(
+    records: Sequence[Agent], found: Iterable[Found], identities: Mapping[str, Identity], *, boot_id: str, now: float, wall: float, drain_seconds: float
+) -> Recovery:
+    """Bring the records of one fleet together with what lives.
+
+    `identities`: by agent id, for the records that name a process of this boot. A tree whose token no record holds is adopted
+    when its agent is unknown (the database was lost) and ended when the agent has another process.
+    """
+    by_token = {tree.token: tree for tree in found}
+    table: dict[str, Agent] = {}
+    adopted, ended, strays = [], [], []
+    for record in records:
+        tree = by_token.pop(record.token, None)
+        agent = _recover_one(record, tree, identities.get(record.id), boot_id=boot_id, now=now, wall=wall)
+        table[agent.id] = agent
+        if agent.process is not None:
+            (ended if agent.leader_exit else adopted).append(agent.id)
+    for tree in sorted(by_token.values(), key=lambda tree: tree.started_at):
+        known = table.get(tree.agent_id)
+        if tree.leader is not None and (known is None or (known.process is None and not known.leaving)):
+            table[tree.agent_id] = _adopt(tree, known, now)
+            adopted.append(tree.agent_id)
+        else:
+            stray = _stray(tree, now + drain_seconds)
+            table[stray.id] = stray
+            strays.append(stray.id)
+    return Recovery(agents=tuple(table.values()), adopted=tuple(adopted), ended=tuple(ended), strays=tuple(strays))
+
+
+def _recover_one(record: Agent, tree: Found | None, identity: Identity | None, *, boot_id: str, now: float, wall: float) -> Agent:
+    if record.process is not None and record.process.boot_id != boot_id:
+        # Times of another boot's clock mean nothing now.
+        fresh = replace(
+            record, process=None, ready=False, ready_deadline=None, drain_deadline=None, failures=(), leader_exit=None, stop_sent=False
+        )
+        if record.leaving:
+            return replace(fresh, state=AgentState.TERMINATED)
+        return replace(fresh, state=AgentState.STARTING, note="the machine was rebooted", retry_deadline=None)
+    if record.process is None:
+        if tree is None or tree.leader is None:
+            return record
+        return replace(record, process=tree.leader, started_at=tree.started_at, ready_deadline=now)
+    match identity:
+        case Identity.MATCH:
+            return record
+        case Identity.GONE:
+            return record if record.leader_exit else replace(record, leader_exit=Exit(at=wall))
+        case _:
+            return replace(record, note="its identity cannot be verified: it is left alone")
+
+
+def _adopt(tree: Found, known: Agent | None, now: float) -> Agent:
+    base = known or Agent(id=tree.agent_id, fleet=tree.fleet, slot=tree.slot, created_at=tree.started_at)
+    return replace(
+        base,
+        state=AgentState.STARTING,
+        token=tree.token,
+        spec_hash=tree.spec_hash,
+        process=tree.leader,
+        started_at=tree.started_at,
+        ready_deadline=now,
+        note="found again from its live process",
+    )
+
+
+def _stray(tree: Found, deadline: float) -> Agent:
+    """A tree that must go: it takes the same way out as every agent."""
+    return Agent(
+        id=f"{tree.agent_id}-{tree.token[:4]}",
+        fleet=tree.fleet,
+        slot=tree.slot,
+        state=AgentState.DRAINING,
+        created_at=tree.started_at,
+        token=tree.token,
+        process=tree.leader,
+        drain_deadline=deadline,
+        leaving=True,
+        note="left over from an earlier process of this agent",
+    )

@@ -1,0 +1,56 @@
+"""What follows an exit: another start, at once or later, a verdict of failure, or nothing.
+
+Restarting: at once after the first failure, then with exponential backoff, jitter and a cap; a healthy stretch clears the
+record. Many failures inside one window are a crash loop. Exit status 75 (EX_TEMPFAIL) means "stopped with my work saved, start me
+again", 78 (EX_CONFIG) "my configuration is bad, do not": sysexits.h.
+"""
+
+from dataclasses import dataclass
+
+from fleetctl.models import AgentState, Exit, RestartPolicy, RestartSpec
+
+START_ME_AGAIN, BAD_CONFIGURATION = 75, 78
+_REMEMBERED_FAILURES = 64
+_TOO_SHORT_TO_HAVE_WORKED_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`state` is BACKOFF, FAILED or TERMINATED; `retry_after_seconds` None means never by itself."""
+
+    state: AgentState
+    retry_after_seconds: float | None
+    failures: tuple[float, ...]
+    note: str
+
+
+def after_exit(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, *, uptime_seconds: float, now: float, jitter: float) -> Verdict:
+    """Judge the exit of an agent that nobody asked to stop. `failures`: times of the earlier ones in a row; `jitter` in [0, 1)."""
+    if exit.code == BAD_CONFIGURATION:
+        return Verdict(state=AgentState.FAILED, retry_after_seconds=None, failures=failures, note="exit 78: bad configuration, not restarted")
+    if spec.policy is RestartPolicy.NEVER or (spec.policy is RestartPolicy.ON_FAILURE and exit.code == 0):
+        state = AgentState.TERMINATED if exit.code == 0 else AgentState.FAILED
+        note = "completed" if exit.code == 0 else f"{exit}; restart policy is never"
+        return Verdict(state=state, retry_after_seconds=None, failures=failures, note=note)
+    if exit.code == START_ME_AGAIN and uptime_seconds >= _TOO_SHORT_TO_HAVE_WORKED_SECONDS:
+        return Verdict(state=AgentState.BACKOFF, retry_after_seconds=0.0, failures=(), note="exit 75: asked to be started again")
+    if uptime_seconds >= spec.healthy_after_seconds:
+        failures = ()
+    failures = (*failures, now)[-max(_REMEMBERED_FAILURES, spec.crash_loop_failures) :]
+    recent = [at for at in failures if at > now - spec.crash_loop_window_seconds]
+    if len(recent) >= spec.crash_loop_failures:
+        retry = spec.crash_loop_retry_seconds
+        note = f"crash loop: {len(recent)} exits in {now - recent[0]:.0f} s, last: {exit}"
+        note += f"; next try in {retry:g} s" if retry else "; not tried again by itself"
+        return Verdict(state=AgentState.FAILED, retry_after_seconds=retry or None, failures=failures, note=note)
+    delay = backoff(spec, len(failures), jitter)
+    note = str(exit) if delay == 0 else f"{exit}; restart {len(failures)} in a row, in {delay:.1f} s"
+    return Verdict(state=AgentState.BACKOFF, retry_after_seconds=delay, failures=failures, note=note)
+
+
+def backoff(spec: RestartSpec, failures_in_a_row: int, jitter: float) -> float:
+    """Seconds to wait before the next start: 0, then doubling from `backoff_seconds`, +-20 % so that a fleet does not move in step."""
+    if failures_in_a_row <= 1:
+        return 0.0
+    doublings = min(failures_in_a_row - 2, 32)
+    return min(spec.backoff_cap_seconds, spec.backoff_seconds * 2**doublings * (0.8 + 0.4 * jitter))

@@ -1,0 +1,73 @@
+"""What an agent finds in its environment: an allow-list of the daemon's, the fleet's own, secrets by reference, and FLEETCTL_*.
+
+Secrets are read here at each start and go nowhere but into the child.
+"""
+
+import os
+from collections.abc import Mapping
+
+from fleetctl.errors import SpawnFailed
+from fleetctl.models import Agent, FleetSpec
+
+INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH = (
+    "FLEETCTL_STATE_DIR",
+    "FLEETCTL_FLEET",
+    "FLEETCTL_AGENT_ID",
+    "FLEETCTL_SLOT",
+    "FLEETCTL_TOKEN",
+    "FLEETCTL_SPEC_HASH",
+)
+
+
+def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str) -> dict[str, str]:
+    """The complete environment of one agent. Raises SpawnFailed for a secret or an `env_file` that cannot be read."""
+    environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
+    if spec.env_file:
+        environ.update(_env_file(spec.env_file))
+    environ.update(spec.environment)
+    environ.update({name: _secret(name, reference) for name, reference in spec.secret_env.items()})
+    return environ | {
+        "STATE_DIRECTORY": state_directory,
+        STATE_DIR: state_root,
+        FLEET: agent.fleet,
+        AGENT_ID: agent.id,
+        SLOT: str(agent.slot),
+        TOKEN: agent.token,
+        SPEC_HASH: agent.spec_hash,
+        "FLEETCTL_LAUNCH": "cold",
+    }
+
+
+def _env_file(path: str) -> Mapping[str, str]:
+    """NAME=VALUE lines; `#` starts a comment line, `export ` and quotes around a value are taken off."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpawnFailed(f"env_file {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    pairs = {}
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        name, found, value = line.removeprefix("export ").partition("=")
+        if not found or not name.strip() or "\0" in line:
+            raise SpawnFailed(f"env_file {path}, line {number}: not NAME=VALUE")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        pairs[name.strip()] = value
+    return pairs
+
+
+def _secret(name: str, reference: str) -> str:
+    kind, _, place = reference.partition(":")
+    if kind == "env":
+        if place not in os.environ:
+            raise SpawnFailed(f"secret_env {name}: {place} is not in the daemon's environment", hint="start the daemon with it, or use file:PATH")
+        return os.environ[place]
+    try:
+        with open(os.path.expanduser(place), encoding="utf-8") as file:
+            return file.read().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpawnFailed(f"secret_env {name}: {place}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error

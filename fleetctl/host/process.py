@@ -1,0 +1,297 @@
+"""Starts agents' processes, watches them end, signals and kills whole process trees, and finds them again after a crash.
+
+A tree is: the leader's session, whatever carries the agent's token in its environment (a double-forked grandchild that left the
+session), whatever still holds the agent's lock, and the descendants of all these. Every signal goes through a descriptor whose
+process was verified. Runs on the event loop's thread; one scan of /proc serves any number of agents.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from fleetctl.errors import SpawnFailed
+from fleetctl.host import environment, logs, pidfd, procfs
+from fleetctl.host.paths import Paths
+from fleetctl.models import Agent, Exit, FleetSpec, Found, Identity, ProcessRef
+
+log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36
+_TRANSIENT = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ETXTBSY)
+_STATUS_TRIES, _STATUS_RETRY_SECONDS = 20, 0.01
+_KILL_ROUNDS = 20
+
+
+def become_subreaper() -> None:
+    """Orphans of our descendants become our children, so a double fork hides nothing from us."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class LocalLifecycleManager:
+    """`ports.LifecycleManager` on this machine, for the agents of one state directory. Linux 5.4 or later."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._pidfds: dict[ProcessRef, int] = {}
+        self._tokens: dict[tuple[int, int], str] = {}
+        self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
+        state_directory = self._paths.agent_state(agent.id)
+        try:
+            os.makedirs(state_directory, mode=0o700, exist_ok=True)
+            environ = environment.build(agent, spec, state_root=self._paths.root, state_directory=state_directory)
+            with contextlib.ExitStack() as stack:
+                lock = stack.enter_context(_opened(self._paths.agent_lock(agent.id)))
+                _take(lock, agent)
+                output = logs.open_log(self._paths, agent.fleet, agent.id)
+                stack.callback(os.close, output)
+                argv = ("/bin/sh", "-c", spec.command[0]) if spec.shell else spec.command
+                # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
+                # A session of its own, not only a group: a stopped agent in an orphaned group would be hung up when we die.
+                child = subprocess.Popen(
+                    argv,
+                    cwd=spec.cwd,
+                    env=environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                )
+        except OSError as error:
+            raise SpawnFailed(_why_not(error, spec), permanent=error.errno not in _TRANSIENT) from error
+        except ValueError as error:  # a NUL in an argument or a variable
+            raise SpawnFailed(f"cannot start {spec.command[0]!r}: {error}", permanent=True) from error
+        child.returncode = 0  # we reap by pidfd: keeps Popen from ever waiting for it
+        with contextlib.suppress(OSError):
+            resource.prlimit(child.pid, resource.RLIMIT_NOFILE, self._file_limit)
+        found = procfs.stat(child.pid)
+        if found is None:  # cannot happen: an unreaped child always has a stat
+            raise SpawnFailed(f"{child.pid} vanished")
+        return ProcessRef(pid=child.pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
+
+    def watch(self, process: ProcessRef, on_exit: Callable[[Exit], None]) -> None:
+        if process in self._pidfds:
+            return
+        loop = asyncio.get_running_loop()
+        fd = pidfd.open_verified(process)
+        if fd is None:
+            loop.call_soon(on_exit, Exit(at=time.time()))
+            return
+        self._pidfds[process] = fd
+        loop.add_reader(fd, self._ended, process, on_exit, time.time, 0)
+
+    def _ended(self, process: ProcessRef, on_exit: Callable[[Exit], None], clock: Callable[[], float], tries: int) -> None:
+        loop = asyncio.get_running_loop()
+        fd = self._pidfds.get(process)
+        if fd is None:
+            return
+        loop.remove_reader(fd)
+        ended = pidfd.exit_of(fd, process, clock())
+        if ended is None and tries < _STATUS_TRIES:
+            # Between its end and its reaping by init the kernel may not tell yet.
+            loop.call_later(_STATUS_RETRY_SECONDS, self._ended, process, on_exit, clock, tries + 1)
+            return
+        on_exit(ended or Exit(at=clock()))
+
+    def release(self, process: ProcessRef) -> None:
+        fd = self._pidfds.pop(process, None)
+        if fd is not None:
+            with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
+                os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+            with contextlib.suppress(RuntimeError):  # no loop any more
+                asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+        self.reap_orphans()
+
+    def reap_orphans(self) -> None:
+        """Reap what was re-parented to us and ended; stops at the first of our leaders, which is reaped by `release`."""
+        leaders = {process.pid for process in self._pidfds}
+        while True:
+            try:
+                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if result is None or result.si_pid in leaders:
+                return
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(result.si_pid, os.WNOHANG)
+
+    def identify(self, process: ProcessRef) -> Identity:
+        return pidfd.identify(process)
+
+    def survivors(self, agents: Sequence[Agent]) -> Mapping[str, tuple[ProcessRef, ...]]:
+        if not agents:
+            return {}
+        trees = self._trees(agents)
+        for agent in agents:
+            if not trees[agent.id] and self._lock_is_held(agent):
+                trees[agent.id] = self._holders(agent)
+        return {key: tuple(tree) for key, tree in trees.items()}
+
+    def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
+        trees = self.survivors(agents)
+        groups = {process.pid: group for tree in trees.values() for process in tree if (group := _group(process.pid))}
+        for number in numbers:
+            for agent in agents:
+                tree = trees[agent.id]
+                leader = next((process for process in tree if agent.process and process.pid == agent.process.pid), None)
+                # The leader's group in one call, so that no child is born between two signals.
+                grouped = leader is not None and pidfd.send(leader, number, group=True)
+                for process in tree:
+                    if not (grouped and leader and groups.get(process.pid) == leader.pid):
+                        pidfd.send(process, number)
+
+    def kill(self, agents: Sequence[Agent]) -> None:
+        for _ in range(_KILL_ROUNDS):
+            trees = self.survivors(agents)
+            alive = [agent for agent in agents if trees[agent.id]]
+            if not alive:
+                return
+            for agent in alive:
+                for process in trees[agent.id]:
+                    # Where it leads a group, the whole group in one call: faster than it can fork.
+                    pidfd.send(process, signal.SIGKILL, group=_group(process.pid) == process.pid)
+
+    def discard(self, agent: Agent) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._paths.agent_lock(agent.id))
+        with contextlib.suppress(OSError):
+            os.rmdir(self._paths.agent_state(agent.id))  # only when the agent left nothing in it
+
+    def find(self) -> list[Found]:
+        """Every live tree on this machine that carries a token of our state directory; oldest process of a session first."""
+        trees: dict[str, Found] = {}
+        for stat in sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks):
+            if not stat.alive or stat.pid == os.getpid():
+                continue
+            environ = procfs.environ(stat.pid)
+            token = environ.get(environment.TOKEN)
+            if not token or environ.get(environment.STATE_DIR) != self._paths.root:
+                continue
+            known = trees.get(token)
+            if known is None or (known.leader is None and stat.sid == stat.pid):
+                trees[token] = self._found(stat, environ)
+        return list(trees.values())
+
+    def _found(self, stat: procfs.Stat, environ: Mapping[str, str]) -> Found:
+        slot = environ.get(environment.SLOT, "")
+        return Found(
+            agent_id=environ.get(environment.AGENT_ID, ""),
+            fleet=environ.get(environment.FLEET, ""),
+            slot=int(slot) if slot.isdigit() else 0,
+            token=environ[environment.TOKEN],
+            spec_hash=environ.get(environment.SPEC_HASH, ""),
+            leader=_ref(stat) if stat.sid == stat.pid else None,
+            started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
+        )
+
+    def _trees(self, agents: Sequence[Agent]) -> dict[str, list[ProcessRef]]:
+        stats = procfs.snapshot()
+        sessions = {agent.process.pid: agent.id for agent in agents if agent.process and self._is_its_session(agent, stats)}
+        tokens = {agent.token: agent.id for agent in agents if agent.token}
+        owner: dict[int, str] = {}
+        for pid, stat in stats.items():
+            if stat.alive and pid != os.getpid() and (found := sessions.get(stat.sid) or tokens.get(self._token(stat))):
+                owner[pid] = found
+        for pid in stats:
+            _inherit(pid, stats, owner)
+        trees: dict[str, list[ProcessRef]] = {agent.id: [] for agent in agents}
+        for pid, agent_id in owner.items():
+            if stats[pid].alive:
+                trees[agent_id].append(_ref(stats[pid]))
+        self._tokens = {key: token for key, token in self._tokens.items() if key[0] in stats}
+        return trees
+
+    def _is_its_session(self, agent: Agent, stats: Mapping[int, procfs.Stat]) -> bool:
+        """A session id outlives its leader, but once the leader is reaped and the session empty, it may be reused."""
+        process = agent.process
+        if process is None or process.boot_id != procfs.boot_id():
+            return False
+        leader = stats.get(process.pid)
+        return leader is None or leader.start_ticks == process.start_ticks
+
+    def _token(self, stat: procfs.Stat) -> str:
+        key = (stat.pid, stat.start_ticks)
+        if key not in self._tokens:
+            environ = procfs.environ(stat.pid)
+            ours = environ.get(environment.STATE_DIR) == self._paths.root
+            token = environ.get(environment.TOKEN, "") if ours else ""
+            self._tokens[key] = token
+        return self._tokens[key]
+
+    def _lock_is_held(self, agent: Agent) -> bool:
+        """Whether any process still has the lock that the agent inherited: proof of life that no reuse of pids can fake."""
+        try:
+            with _opened(self._paths.agent_lock(agent.id), create=False) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _holders(self, agent: Agent) -> list[ProcessRef]:
+        """Who holds the lock, by looking through all open files: dear, and only done when the lock says that somebody does."""
+        path = self._paths.agent_lock(agent.id)
+        stats = procfs.snapshot()
+        me = os.getpid()
+        return [_ref(stat) for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
+
+
+def _ref(stat: procfs.Stat) -> ProcessRef:
+    return ProcessRef(pid=stat.pid, start_ticks=stat.start_ticks, boot_id=procfs.boot_id())
+
+
+def _group(pid: int) -> int | None:
+    found = procfs.stat(pid)
+    return found.pgid if found else None
+
+
+def _inherit(pid: int, stats: Mapping[int, procfs.Stat], owner: dict[int, str]) -> None:
+    """Give a process, and those between, to the agent that the nearest ancestor belongs to."""
+    path: list[int] = []
+    while pid in stats and pid not in owner:
+        if pid == os.getpid():
+            return  # everything descends from us: an agent may even have started us
+        path.append(pid)
+        pid = stats[pid].ppid
+        if pid in path:
+            return
+    if pid in owner:
+        owner.update(dict.fromkeys(path, owner[pid]))
+
+
+@contextlib.contextmanager
+def _opened(path: str, *, create: bool = True) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _take(lock: int, agent: Agent) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SpawnFailed(f"{agent.id}: an earlier process of this agent still holds its lock") from error
+
+
+def _why_not(error: OSError, spec: FleetSpec) -> str:
+    what = spec.command[0]
+    if error.filename == spec.cwd and spec.cwd != what:
+        return f"cannot enter the working directory {spec.cwd}: {error.strerror}"
+    if error.filename not in (None, what):
+        return f"{error.filename}: {error.strerror}"
+    return f"cannot start {what!r}: {error.strerror}"

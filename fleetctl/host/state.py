@@ -1,0 +1,300 @@
+"""What outlives the daemon: the lock of the state directory, the wish of each fleet, and the database.
+
+The wishes are files of their own, written whole and renamed: a damaged database costs history, never a fleet, and the values of
+environment variables stay out of the database. The database is SQLite in WAL mode, one connection in one thread, synchronous
+FULL: a change is on disk before the method returns. While no daemon runs, `read_agents` and `read_specs` read it.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fleetctl.errors import DaemonRunning, StateDirectoryError
+from fleetctl.host.paths import Paths
+from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, agent_from_json, to_json
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+KEPT_EVENTS, KEPT_DECISIONS = 20_000, 20_000
+_PRUNE_EVERY = 1_000
+_LOCK_TRIES, _LOCK_RETRY_SECONDS = 20, 0.01
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS agents (id TEXT PRIMARY KEY, fleet TEXT NOT NULL, data TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS history (id INTEGER PRIMARY KEY, at REAL NOT NULL, fleet TEXT NOT NULL, data TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, at REAL NOT NULL, fleet TEXT NOT NULL, data TEXT NOT NULL);
+"""
+
+
+class DirectoryLock:
+    """Held by the one daemon of a state directory. The kernel lets go of it when the daemon dies, so it is never stale."""
+
+    def __init__(self, paths: Paths) -> None:
+        try:
+            self._fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StateDirectoryError(f"{paths.lock}: {error.strerror}") from error
+        # A child that the last daemon was just starting has the lock too, until it executes its program: try for a moment.
+        for tries in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if tries == _LOCK_TRIES - 1:
+                    pid = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+                    os.close(self._fd)
+                    raise DaemonRunning(f"another daemon (pid {pid or 'unknown'}) holds {paths.root}") from None
+                time.sleep(_LOCK_RETRY_SECONDS)
+        with contextlib.suppress(OSError):  # a full disk: the pid is only told to people
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+def lock_holder(paths: Paths) -> int | None:
+    """Pid of the daemon that holds the state directory; 0 where it is held by one that could not write it; None if free."""
+    try:
+        fd = os.open(paths.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        return int(text) if text.isdigit() else 0
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def read_specs(paths: Paths) -> list[dict[str, Any]]:
+    """The stored wishes, by name; a file that is no JSON object is reported in the log and left alone."""
+    specs = []
+    try:
+        names = sorted(name for name in os.listdir(paths.fleets) if name.endswith(".json"))
+    except OSError:
+        return []
+    for name in names:
+        try:
+            with open(f"{paths.fleets}/{name}", encoding="utf-8") as file:
+                data = json.load(file)
+            if not isinstance(data, dict):
+                raise ValueError("not a JSON object")
+            specs.append(data)
+        except (OSError, ValueError, RecursionError) as error:
+            log.error("the wish in %s/%s cannot be read: %s", paths.fleets, name, error)
+    return specs
+
+
+def read_agents(paths: Paths) -> list[Agent]:
+    """The recorded agents, for reading while no daemon runs. Raises StateDirectoryError where the database cannot be read."""
+    if not os.path.exists(paths.database):
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(paths.database, timeout=2)) as db:
+            rows = db.execute("SELECT data FROM agents ORDER BY fleet, id").fetchall()
+    except sqlite3.Error as error:
+        raise StateDirectoryError(f"{paths.database}: {error}") from error
+    return _decoded(row[0] for row in rows)
+
+
+def read_log(paths: Paths, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
+    """The last events or history entries, oldest first, for reading while no daemon runs. Raises StateDirectoryError."""
+    if not os.path.exists(paths.database):
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(paths.database, timeout=2)) as db:
+            return _last(db, table, fleet, limit)
+    except sqlite3.Error as error:
+        raise StateDirectoryError(f"{paths.database}: {error}") from error
+
+
+def _decoded(rows: Iterable[str]) -> list[Agent]:
+    agents = []
+    for row in rows:
+        try:
+            agents.append(agent_from_json(json.loads(row)))
+        except (KeyError, TypeError, ValueError) as error:
+            log.error("a recorded agent cannot be read (%r); its process is looked for by its token", error)
+    return agents
+
+
+def _last(db: sqlite3.Connection, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
+    assert table in ("events", "history")
+    where, values = ("WHERE fleet = ?", [fleet]) if fleet else ("", [])
+    rows = db.execute(f"SELECT data FROM {table} {where} ORDER BY id DESC LIMIT ?", [*values, limit]).fetchall()
+    return [json.loads(row[0]) for row in reversed(rows)]
+
+
+class LocalStateManager:
+    """`ports.StateManager` in the state directory. All work happens in one thread; methods may be called from the loop."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._thread = ThreadPoolExecutor(1, "state")
+        self._db: sqlite3.Connection | None = None
+        self._rows: dict[str, tuple[str, str]] = {}
+        self._since_prune = 0
+        self.trouble: str | None = None
+        """What is wrong with the database, or was: the last one set aside. For people."""
+
+    async def open(self) -> list[Agent]:
+        """The recorded agents. A damaged database is set aside under another name, and an empty one takes its place."""
+        return await self._run(self._open)
+
+    async def save(
+        self,
+        agents: Iterable[Agent] = (),
+        *,
+        forget: Iterable[str] = (),
+        events: Iterable[Event] = (),
+        history: Iterable[tuple[str, ScalingDecision]] = (),
+    ) -> None:
+        rows = [(agent.id, agent.fleet, json.dumps(to_json(agent))) for agent in agents]
+        gone = [(agent_id,) for agent_id in forget]
+        told = [(event.at, event.fleet, json.dumps(to_json(event))) for event in events]
+        decided = [(one.at, fleet, json.dumps({**to_json(one), "fleet": fleet})) for fleet, one in history]
+        await self._run(lambda: self._save(rows, gone, told, decided))
+
+    async def save_spec(self, spec: FleetSpec) -> None:
+        await self._run(lambda: _replace_file(self._paths.spec(spec.name), json.dumps(to_json(spec), indent=1)))
+
+    async def forget_spec(self, name: str) -> None:
+        await self._run(lambda: _remove_file(self._paths.spec(name)))
+
+    async def last(self, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
+        """The last `limit` rows of "events" or "history", oldest first."""
+        return await self._run(lambda: _last(self._connected(), table, fleet, limit))
+
+    async def close(self) -> None:
+        if self._db is not None:
+            await self._run(self._db.close)
+        self._thread.shutdown()
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        try:
+            try:
+                return work()
+            except sqlite3.OperationalError:  # full, locked, read-only: the database itself is whole
+                raise
+            except sqlite3.DatabaseError as error:
+                self._set_aside(error)
+                return work()
+        except sqlite3.Error as error:
+            raise StateDirectoryError(f"{self._paths.database}: {error}") from error
+        except OSError as error:
+            raise StateDirectoryError(f"{error.filename or self._paths.root}: {error.strerror}") from error
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._db is None:
+            os.close(os.open(self._paths.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            self._db = db = sqlite3.connect(self._paths.database, check_same_thread=False, isolation_level=None)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(_SCHEMA)
+        return self._db
+
+    def _open(self) -> list[Agent]:
+        db = self._connected()
+        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        rows = db.execute("SELECT id, fleet, data FROM agents").fetchall()
+        self._rows = {row[0]: (row[1], row[2]) for row in rows}
+        return _decoded(row[2] for row in rows)
+
+    def _save(
+        self,
+        rows: list[tuple[str, str, str]],
+        gone: list[tuple[str]],
+        events: list[tuple[float, str, str]],
+        history: list[tuple[float, str, str]],
+    ) -> None:
+        db = self._connected()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.executemany("INSERT INTO agents VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, data = excluded.data", rows)
+            db.executemany("DELETE FROM agents WHERE id = ?", gone)
+            db.executemany("INSERT INTO events (at, fleet, data) VALUES (?, ?, ?)", events)
+            db.executemany("INSERT INTO history (at, fleet, data) VALUES (?, ?, ?)", history)
+            self._prune(db, len(events) + len(history))
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+        self._rows.update({row[0]: (row[1], row[2]) for row in rows})
+        for (agent_id,) in gone:
+            self._rows.pop(agent_id, None)
+
+    def _prune(self, db: sqlite3.Connection, added: int) -> None:
+        self._since_prune += added
+        if self._since_prune >= _PRUNE_EVERY:
+            self._since_prune = 0
+            db.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (KEPT_EVENTS,))
+            db.execute("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (KEPT_DECISIONS,))
+
+    def _set_aside(self, error: sqlite3.Error) -> None:
+        """Put the damaged database out of the way, under a name that says when, and write what we know into a new one."""
+        if self._db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+        aside = f"{self._paths.database}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self._paths.database + suffix, aside + suffix)
+        self.trouble = f"the database was damaged ({error}) and set aside as {aside}; running agents were found again"
+        log.error("%s", self.trouble)
+        db = self._connected()
+        db.executemany("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", [(key, *row) for key, row in self._rows.items()])
+
+
+def _replace_file(path: str, text: str) -> None:
+    """Write the file whole or not at all, and have it on disk."""
+    staged = f"{path}.tmp"
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            with open(fd, "w", encoding="utf-8", closefd=False) as file:
+                file.write(text)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(staged, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(staged)
+        raise
+    _sync_folder(path)
+
+
+def _remove_file(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    _sync_folder(path)
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
