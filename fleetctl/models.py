@@ -100,9 +100,9 @@ class LogSpec:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     max_bytes: Annotated[int, Setting(doc="An agent's log is rotated at this size", ge=4096, le=1 << 40)] = 10 * 1024 * 1024
     keep: Annotated[int, Setting(doc="Rotated files kept for each agent", ge=0, le=1000)] = 5
-    total_bytes: Annotated[int, Setting(doc="Most that all logs of the fleet may take; oldest rotated files go first", ge=4096, le=1 << 44)] = (
-        1024 * 1024 * 1024
-    )
+    total_bytes: Annotated[
+        int, Setting(doc="Most that all logs of the fleet may take; oldest rotated files go first", ge=4096, le=1 << 44)
+    ] = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +194,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """One agent as the supervisor knows it. Times named `_at` are Unix seconds; `_deadline` are seconds of the boot's clock.
+    """One agent as the supervisor knows it. Times named `_at` are Unix seconds; `_deadline` and `_clock` are seconds of the boot's clock.
 
     The boot's monotonic clock is the same for every process of a boot, so deadlines stay true over the daemon's death.
     `leader_exit` is set from the leader's exit until the rest of its process tree is gone; `leaving`: not replaced when gone.
@@ -209,6 +209,7 @@ class Agent:
     spec_hash: str = ""
     process: ProcessRef | None = None
     started_at: float | None = None
+    started_clock: float | None = None
     ready_deadline: float | None = None
     ready: bool = False
     leader_exit: Exit | None = None
@@ -235,6 +236,7 @@ class Found:
     spec_hash: str
     leader: ProcessRef | None
     started_at: float
+    started_clock: float
 
 
 class Identity(StrEnum):

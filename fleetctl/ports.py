@@ -59,14 +59,21 @@ class StateManager(Protocol):
     """What must outlive the daemon. Every method returns once the change is on disk; raises StateDirectoryError."""
 
     async def save(
-        self, agents: Iterable[Agent] = (), *, forget: Iterable[str] = (), events: Iterable[Event] = (), history: Iterable[tuple[str, ScalingDecision]] = ()
+        self,
+        agents: Iterable[Agent] = (),
+        *,
+        forget: Iterable[str] = (),
+        events: Iterable[Event] = (),
+        history: Iterable[tuple[str, ScalingDecision]] = (),
     ) -> None:
         """Write agents, forget others by id, append events and decisions (with their fleet's name), all or nothing."""
         ...
 
-    async def save_spec(self, spec: FleetSpec) -> None: ...
+    async def save_wish(self, spec: FleetSpec, *, down: bool) -> None:
+        """Write what is wished of a fleet; `down`: that it be taken down."""
+        ...
 
-    async def forget_spec(self, name: str) -> None: ...
+    async def forget_wish(self, name: str) -> None: ...
 
 
 class ResourceManager(Protocol):

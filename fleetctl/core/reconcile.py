@@ -162,7 +162,8 @@ def _replacements(spec: FleetSpec, staying: Sequence[Agent]) -> list[Action]:
     outdated = [
         agent
         for agent in staying
-        if agent.replace is not Replace.AT_ONCE and (agent.replace is Replace.ROLLING or (agent.spec_hash and agent.spec_hash != spec.process_hash))
+        if agent.replace is not Replace.AT_ONCE
+        and (agent.replace is Replace.ROLLING or (agent.spec_hash and agent.spec_hash != spec.process_hash))
     ]
     names = {agent.id for agent in outdated}
     unsettled = [agent for agent in staying if agent.id not in names and not agent.ready and agent.state is not AgentState.TERMINATED]

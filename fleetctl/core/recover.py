@@ -17,7 +17,14 @@ class Recovery:
 
 
 def recover(
-    records: Sequence[Agent], found: Iterable[Found], identities: Mapping[str, Identity], *, boot_id: str, now: float, wall: float, drain_seconds: float
+    records: Sequence[Agent],
+    found: Iterable[Found],
+    identities: Mapping[str, Identity],
+    *,
+    boot_id: str,
+    now: float,
+    wall: float,
+    drain_seconds: float,
 ) -> Recovery:
     """Bring the records of one fleet together with what lives.
 
@@ -26,7 +33,9 @@ def recover(
     """
     by_token = {tree.token: tree for tree in found}
     table: dict[str, Agent] = {}
-    adopted, ended, strays = [], [], []
+    adopted: list[str] = []
+    ended: list[str] = []
+    strays: list[str] = []
     for record in records:
         tree = by_token.pop(record.token, None)
         agent = _recover_one(record, tree, identities.get(record.id), boot_id=boot_id, now=now, wall=wall)
@@ -49,7 +58,15 @@ def _recover_one(record: Agent, tree: Found | None, identity: Identity | None, *
     if record.process is not None and record.process.boot_id != boot_id:
         # Times of another boot's clock mean nothing now.
         fresh = replace(
-            record, process=None, ready=False, ready_deadline=None, drain_deadline=None, failures=(), leader_exit=None, stop_sent=False
+            record,
+            process=None,
+            started_clock=None,
+            ready=False,
+            ready_deadline=None,
+            drain_deadline=None,
+            failures=(),
+            leader_exit=None,
+            stop_sent=False,
         )
         if record.leaving:
             return replace(fresh, state=AgentState.TERMINATED)
@@ -57,7 +74,7 @@ def _recover_one(record: Agent, tree: Found | None, identity: Identity | None, *
     if record.process is None:
         if tree is None or tree.leader is None:
             return record
-        return replace(record, process=tree.leader, started_at=tree.started_at, ready_deadline=now)
+        return replace(record, process=tree.leader, started_at=tree.started_at, started_clock=tree.started_clock, ready_deadline=now)
     match identity:
         case Identity.MATCH:
             return record
@@ -76,6 +93,7 @@ def _adopt(tree: Found, known: Agent | None, now: float) -> Agent:
         spec_hash=tree.spec_hash,
         process=tree.leader,
         started_at=tree.started_at,
+        started_clock=tree.started_clock,
         ready_deadline=now,
         note="found again from its live process",
     )

@@ -27,7 +27,9 @@ class Verdict:
 def after_exit(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, *, uptime_seconds: float, now: float, jitter: float) -> Verdict:
     """Judge the exit of an agent that nobody asked to stop. `failures`: times of the earlier ones in a row; `jitter` in [0, 1)."""
     if exit.code == BAD_CONFIGURATION:
-        return Verdict(state=AgentState.FAILED, retry_after_seconds=None, failures=failures, note="exit 78: bad configuration, not restarted")
+        return Verdict(
+            state=AgentState.FAILED, retry_after_seconds=None, failures=failures, note="exit 78: bad configuration, not restarted"
+        )
     if spec.policy is RestartPolicy.NEVER or (spec.policy is RestartPolicy.ON_FAILURE and exit.code == 0):
         state = AgentState.TERMINATED if exit.code == 0 else AgentState.FAILED
         note = "completed" if exit.code == 0 else f"{exit}; restart policy is never"
@@ -53,4 +55,4 @@ def backoff(spec: RestartSpec, failures_in_a_row: int, jitter: float) -> float:
     if failures_in_a_row <= 1:
         return 0.0
     doublings = min(failures_in_a_row - 2, 32)
-    return min(spec.backoff_cap_seconds, spec.backoff_seconds * 2**doublings * (0.8 + 0.4 * jitter))
+    return min(spec.backoff_cap_seconds, spec.backoff_seconds * 2.0**doublings * (0.8 + 0.4 * jitter))

@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from fleetctl.errors import SpawnFailed
 from fleetctl.models import Agent, FleetSpec
 
-INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+INHERITED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
 STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH = (
     "FLEETCTL_STATE_DIR",
     "FLEETCTL_FLEET",
@@ -64,7 +77,9 @@ def _secret(name: str, reference: str) -> str:
     kind, _, place = reference.partition(":")
     if kind == "env":
         if place not in os.environ:
-            raise SpawnFailed(f"secret_env {name}: {place} is not in the daemon's environment", hint="start the daemon with it, or use file:PATH")
+            raise SpawnFailed(
+                f"secret_env {name}: {place} is not in the daemon's environment", hint="start the daemon with it, or use file:PATH"
+            )
         return os.environ[place]
     try:
         with open(os.path.expanduser(place), encoding="utf-8") as file:

@@ -41,7 +41,7 @@ class Paths:
     def agent_state(self, agent_id: str) -> str:
         return f"{self.agents}/{agent_id}"
 
-    def spec(self, fleet: str) -> str:
+    def wish(self, fleet: str) -> str:
         return f"{self.fleets}/{fleet}.json"
 
     def prepare(self) -> None:

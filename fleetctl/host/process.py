@@ -194,6 +194,7 @@ class LocalLifecycleManager:
             spec_hash=environ.get(environment.SPEC_HASH, ""),
             leader=_ref(stat) if stat.sid == stat.pid else None,
             started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
+            started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND,
         )
 
     def _trees(self, agents: Sequence[Agent]) -> dict[str, list[ProcessRef]]:

@@ -2,7 +2,7 @@
 
 The wishes are files of their own, written whole and renamed: a damaged database costs history, never a fleet, and the values of
 environment variables stay out of the database. The database is SQLite in WAL mode, one connection in one thread, synchronous
-FULL: a change is on disk before the method returns. While no daemon runs, `read_agents` and `read_specs` read it.
+FULL: a change is on disk before the method returns. While no daemon runs, `read_agents` and `read_wishes` read it.
 """
 
 import asyncio
@@ -79,9 +79,9 @@ def lock_holder(paths: Paths) -> int | None:
         os.close(fd)
 
 
-def read_specs(paths: Paths) -> list[dict[str, Any]]:
-    """The stored wishes, by name; a file that is no JSON object is reported in the log and left alone."""
-    specs = []
+def read_wishes(paths: Paths) -> list[dict[str, Any]]:
+    """The stored wishes, by name, as {"spec": ..., "down": ...}; what is no wish is reported in the log and left alone."""
+    wishes = []
     try:
         names = sorted(name for name in os.listdir(paths.fleets) if name.endswith(".json"))
     except OSError:
@@ -90,12 +90,10 @@ def read_specs(paths: Paths) -> list[dict[str, Any]]:
         try:
             with open(f"{paths.fleets}/{name}", encoding="utf-8") as file:
                 data = json.load(file)
-            if not isinstance(data, dict):
-                raise ValueError("not a JSON object")
-            specs.append(data)
-        except (OSError, ValueError, RecursionError) as error:
-            log.error("the wish in %s/%s cannot be read: %s", paths.fleets, name, error)
-    return specs
+            wishes.append({"spec": dict(data["spec"]), "down": bool(data["down"])})
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            log.error("the wish in %s/%s cannot be read: %r", paths.fleets, name, error)
+    return wishes
 
 
 def read_agents(paths: Paths) -> list[Agent]:
@@ -168,11 +166,12 @@ class LocalStateManager:
         decided = [(one.at, fleet, json.dumps({**to_json(one), "fleet": fleet})) for fleet, one in history]
         await self._run(lambda: self._save(rows, gone, told, decided))
 
-    async def save_spec(self, spec: FleetSpec) -> None:
-        await self._run(lambda: _replace_file(self._paths.spec(spec.name), json.dumps(to_json(spec), indent=1)))
+    async def save_wish(self, spec: FleetSpec, *, down: bool) -> None:
+        text = json.dumps({"spec": to_json(spec), "down": down}, indent=1)
+        await self._run(lambda: _replace_file(self._paths.wish(spec.name), text))
 
-    async def forget_spec(self, name: str) -> None:
-        await self._run(lambda: _remove_file(self._paths.spec(name)))
+    async def forget_wish(self, name: str) -> None:
+        await self._run(lambda: _remove_file(self._paths.wish(name)))
 
     async def last(self, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
         """The last `limit` rows of "events" or "history", oldest first."""
@@ -228,7 +227,9 @@ class LocalStateManager:
         db = self._connected()
         db.execute("BEGIN IMMEDIATE")
         try:
-            db.executemany("INSERT INTO agents VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, data = excluded.data", rows)
+            db.executemany(
+                "INSERT INTO agents VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, data = excluded.data", rows
+            )
             db.executemany("DELETE FROM agents WHERE id = ?", gone)
             db.executemany("INSERT INTO events (at, fleet, data) VALUES (?, ?, ?)", events)
             db.executemany("INSERT INTO history (at, fleet, data) VALUES (?, ?, ?)", history)
@@ -296,5 +297,3 @@ def _sync_folder(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-

@@ -1,0 +1,422 @@
+"""What the control socket can ask for, as one object: the daemon's fleets, told and changed as JSON values.
+
+Holds the fleets' managers and the last round of measurements. Joins; decides nothing and shows nothing by itself.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import fleetctl
+from fleetctl import config
+from fleetctl.core.reconcile import Mode, Wish
+from fleetctl.core.recover import recover
+from fleetctl.errors import NotFound, UsageError
+from fleetctl.fleet import FleetManager, check_replicas
+from fleetctl.host import logs, metrics, procfs
+from fleetctl.host.clock import SystemClock
+from fleetctl.host.paths import Paths
+from fleetctl.host.process import LocalLifecycleManager
+from fleetctl.host.state import LocalStateManager, read_wishes
+from fleetctl.models import Agent, Event, FleetSpec, Found, Usage, to_json
+
+log = logging.getLogger(__name__)
+Json = dict[str, Any]  # Any: JSON values
+
+_FOLLOWER_EVENTS = 1000
+
+
+class Control:
+    """The fleets of one state directory. Create it in the running loop, `restore`, and close it at the end."""
+
+    def __init__(self, paths: Paths, state: LocalStateManager, *, mode: Mode = Mode.RUN) -> None:
+        self.paths, self.state = paths, state
+        self.lifecycle = LocalLifecycleManager(paths)
+        self.fleets: dict[str, FleetManager] = {}
+        self.usage: Mapping[str, Usage] = {}
+        self.notes: list[str] = []
+        self._mode = mode
+        self._clock = SystemClock()
+        self._started = self._clock.monotonic()
+        self._strays: list[Found] = []
+        self._changed = asyncio.Event()
+        self.downed = asyncio.Event()
+        """Set when nothing is left of a fleet that was taken down."""
+        self._followers: set[asyncio.Queue[Json | None]] = set()
+        self._shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    # -- coming and going
+
+    async def restore(self, records: Sequence[Agent]) -> None:
+        """Bring back the fleets that are wished for, with every agent that still runs."""
+        found = self.lifecycle.find()
+        for stored in read_wishes(self.paths):
+            try:
+                wish = Wish(spec=config.spec_from_json(stored["spec"]), down=stored["down"], mode=self._mode)
+            except Exception as error:  # one unreadable wish must not keep the other fleets down
+                self._note(f"a stored fleet cannot be used: {error}")
+                continue
+            name = wish.spec.name
+            mine = [agent for agent in records if agent.fleet == name]
+            trees = [tree for tree in found if tree.fleet == name]
+            found = [tree for tree in found if tree.fleet != name]
+            self._add(wish, self._recovered(wish.spec, mine, trees))
+        self._strays = found
+        await self.state.save(forget=[agent.id for agent in records if agent.fleet not in self.fleets])
+        for tree in self._strays:
+            self._note(
+                f"agent {tree.agent_id} of fleet {tree.fleet}, of which nothing is recorded, still runs; `fleetctl down --orphans` ends it"
+            )
+
+    def _recovered(self, spec: FleetSpec, records: Sequence[Agent], trees: Sequence[Found]) -> tuple[Agent, ...]:
+        identities = {agent.id: self.lifecycle.identify(agent.process) for agent in records if agent.process}
+        recovery = recover(
+            records,
+            trees,
+            identities,
+            boot_id=procfs.boot_id(),
+            now=self._clock.monotonic(),
+            wall=self._clock.time(),
+            drain_seconds=spec.graceful_drain.timeout_seconds,
+        )
+        for word, ids in (("adopted", recovery.adopted), ("ended meanwhile", recovery.ended), ("left over", recovery.strays)):
+            if ids:
+                log.info("%s: %s: %s", spec.name, word, ", ".join(ids))
+        return recovery.agents
+
+    def _add(self, wish: Wish, agents: Iterable[Agent] = ()) -> FleetManager:
+        fleet = FleetManager(
+            wish,
+            lifecycle_manager=self.lifecycle,
+            state_manager=self.state,
+            clock=self._clock,
+            agents=agents,
+            on_change=self._announce,
+            on_event=self._tell,
+            last_output=lambda agent: logs.last_lines(self.paths, agent.fleet, agent.id),
+        )
+        self.fleets[wish.spec.name] = fleet
+        fleet.start().add_done_callback(self._fleet_ended)
+        return fleet
+
+    def _fleet_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            # A broken loop must not be mistaken for a quiet one: end, agents running on, and let the next daemon adopt them.
+            log.critical("%s broke; the daemon ends, the agents run on", task.get_name(), exc_info=error)
+            self.shutdown("keep")
+
+    async def remove_downed(self) -> None:
+        """Let go of fleets that were taken down and of which nothing is left."""
+        for name, fleet in list(self.fleets.items()):
+            if fleet.wish.down and fleet.supervisor.empty:
+                await self.state.forget_wish(name)
+                if fleet.wish.down and self.fleets.get(name) is fleet:  # not brought up again meanwhile
+                    del self.fleets[name]
+                    await fleet.close()
+                    self._announce()
+
+    async def wait_shutdown(self) -> str:
+        return await self._shutdown
+
+    async def stop_agents(self) -> None:
+        """Have every agent of every fleet stop, for as long as it takes; the wishes stay."""
+        for fleet in self.fleets.values():
+            fleet.stop_with_daemon()
+        while not all(fleet.supervisor.stopped for fleet in self.fleets.values()):
+            await self.wait_change(1.0)
+
+    async def close(self) -> None:
+        for queue in self._followers:
+            queue.put_nowait(None)
+        for fleet in self.fleets.values():
+            await fleet.close()
+
+    @property
+    def shutting_down(self) -> bool:
+        return self._shutdown.done()
+
+    def agents(self) -> list[Agent]:
+        return [agent for fleet in self.fleets.values() for agent in fleet.agents]
+
+    def measured(self, usage: Mapping[str, Usage]) -> None:
+        self.usage = usage
+        self._announce()
+
+    # -- what others are told
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if any(fleet.wish.down and fleet.supervisor.empty for fleet in self.fleets.values()):
+            self.downed.set()
+
+    def _note(self, text: str) -> None:
+        log.warning("%s", text)
+        self.notes.append(text)
+
+    def _tell(self, event: Event) -> None:
+        log.info("%s: %s", event.kind, event.message)
+        told = _event_json(to_json(event))
+        for queue in list(self._followers):
+            if queue.full():  # deaf: rather lose the reader than the memory
+                self._followers.discard(queue)
+                queue.get_nowait()
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(told)
+
+    async def wait_change(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout)
+        except TimeoutError:
+            return
+
+    async def follow_events(self, fleet: str | None) -> AsyncIterator[Json]:
+        queue: asyncio.Queue[Json | None] = asyncio.Queue(_FOLLOWER_EVENTS)
+        self._followers.add(queue)
+        try:
+            while (event := await queue.get()) is not None:
+                if fleet is None or event["fleet"] == fleet:
+                    yield event
+        finally:
+            self._followers.discard(queue)
+
+    # -- reads
+
+    def daemon(self) -> Json:
+        return {"schema": "fleetctl/daemon/v1", **self._daemon(), "fleets": sorted(self.fleets)}
+
+    def _daemon(self) -> Json:
+        troubles = sorted({fleet.supervisor.trouble for fleet in self.fleets.values() if fleet.supervisor.trouble})
+        notes = [*([self.state.trouble] if self.state.trouble else []), *troubles, *self.notes]
+        return {
+            "alive": True,
+            "pid": os.getpid(),
+            "version": fleetctl.__version__,
+            "uptime_seconds": round(self._clock.monotonic() - self._started, 3),
+            "state_dir": self.paths.root,
+            "note": "; ".join(notes) or None,
+        }
+
+    def status(self, fleet: str | None) -> Json:
+        chosen = [self._find(fleet)] if fleet is not None else [self.fleets[name] for name in sorted(self.fleets)]
+        return {
+            "schema": "fleetctl/status/v1",
+            "generated_at": _rfc3339(time.time()),
+            "daemon": self._daemon(),
+            "fleets": [self._fleet(one) for one in chosen],
+        }
+
+    def fleet(self, name: str) -> Json:
+        fleet = self._find(name)
+        spec = config.spec_to_json(fleet.spec)
+        spec["environment"] = dict.fromkeys(spec["environment"], "***")
+        return {"schema": "fleetctl/fleet/v1", **self._fleet(fleet), "spec": spec, "spec_hash": fleet.spec.process_hash}
+
+    def agent(self, agent_id: str) -> Json:
+        for fleet in self.fleets.values():
+            for agent in fleet.agents:
+                if agent.id == agent_id:
+                    return self._inspected(fleet, agent)
+        raise NotFound(f"no agent {agent_id}")
+
+    async def history(self, fleet: str | None, limit: int) -> Json:
+        entries = await self.state.last("history", fleet, limit)
+        return {"schema": "fleetctl/history/v1", "entries": [_history_json(entry) for entry in entries]}
+
+    async def events(self, fleet: str | None, limit: int) -> Json:
+        events = await self.state.last("events", fleet, limit)
+        return {"schema": "fleetctl/events/v1", "events": [_event_json(event) for event in events]}
+
+    # -- changes
+
+    async def apply(self, name: str, spec: Mapping[str, Any], *, replicas_given: bool, dry_run: bool) -> Json:
+        wanted = config.spec_from_json(spec)
+        if wanted.name != name:
+            raise UsageError(f"the spec is of fleet {wanted.name}, not {name}")
+        known = self.fleets.get(name)
+        if known is not None and not replicas_given and not known.wish.down:
+            # What was scaled by hand stays so until a size is asked for.
+            kept = min(max(known.spec.replicas, wanted.min_replicas if known.spec.replicas else 0), wanted.max_replicas)
+            wanted = replace(wanted, replicas=kept)
+        check_replicas(wanted, wanted.replicas)
+        actions = self._planned(known, wanted)
+        if dry_run or not actions:
+            message = f"{name} would change: {'; '.join(actions)}" if actions else f"{name} is up to date"
+            return _change(name, wanted.replicas, actions, message, created=known is None, dry_run=dry_run)
+        if known is None:
+            await self.state.save_wish(wanted, down=False)
+            fleet = self._add(Wish(spec=replace(wanted, replicas=0)), self._take_strays(wanted))
+            await fleet.apply(wanted)
+            self._announce()
+        else:
+            await known.apply(wanted)
+        return _change(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}", created=known is None)
+
+    def _take_strays(self, spec: FleetSpec) -> tuple[Agent, ...]:
+        mine = [tree for tree in self._strays if tree.fleet == spec.name]
+        self._strays = [tree for tree in self._strays if tree.fleet != spec.name]
+        self.notes = [note for note in self.notes if not any(tree.agent_id in note for tree in mine)]
+        return self._recovered(spec, (), mine) if mine else ()
+
+    def _planned(self, known: FleetManager | None, wanted: FleetSpec) -> list[str]:
+        if known is None or known.wish.down:
+            return [f"start {wanted.replicas} replicas"]
+        actions = []
+        if wanted.replicas != known.wish.replicas:
+            actions.append(f"scale from {known.wish.replicas} to {wanted.replicas}")
+        if wanted.process_hash != known.spec.process_hash:
+            actions.append("replace the agents one by one, because what they run changed")
+        if replace(wanted, replicas=known.spec.replicas) != known.spec and not actions[-1:] == ["replace"]:
+            changed = [
+                key for key in FleetSpec.__dataclass_fields__ if key != "replicas" and getattr(wanted, key) != getattr(known.spec, key)
+            ]
+            actions.append(f"change {', '.join(changed)}")
+        return actions
+
+    async def scale(self, name: str, *, replicas: int | None, delta: int | None, dry_run: bool) -> Json:
+        fleet = self._find(name)
+        if (replicas is None) == (delta is None):
+            raise UsageError("give either a number of replicas or a difference")
+        before = fleet.wish.replicas
+        target = replicas if replicas is not None else max(0, before + (delta or 0))
+        check_replicas(fleet.spec, target)
+        actions = [f"scale from {before} to {target}"] if target != before else []
+        if actions and not dry_run:
+            await fleet.scale(target)
+        word = "would scale" if dry_run else "scaling"
+        message = f"{name}: {word} from {before} to {target}" if actions else f"{name} is at {target} already"
+        return _change(name, target, actions, message, dry_run=dry_run)
+
+    async def restart(self, name: str, *, agents: Sequence[str] | None, all_at_once: bool, dry_run: bool) -> Json:
+        fleet = self._find(name)
+        known = [agent.id for agent in fleet.agents if not agent.leaving]
+        missing = [agent_id for agent_id in agents or () if agent_id not in known]
+        if missing:
+            raise NotFound(f"fleet {name} has no agent {', '.join(missing)}")
+        chosen = known if agents is None else list(agents)
+        if not dry_run:
+            fleet.restart(chosen, all_at_once=all_at_once)
+        how = "all at once" if all_at_once else "one by one"
+        return _change(
+            name,
+            fleet.wish.replicas,
+            [f"restart {agent_id}" for agent_id in chosen],
+            f"{name}: restart {len(chosen)} agents {how}",
+            dry_run=dry_run,
+        )
+
+    async def down(self, name: str, *, now: bool, dry_run: bool) -> Json:
+        fleet = self._find(name)
+        actions = [f"stop {agent.id}" for agent in fleet.agents if agent.process]
+        if not dry_run:
+            await fleet.take_down(now=now)
+            self._announce()
+        return _change(name, 0, actions, f"{name}: stopping {len(actions)} agents", dry_run=dry_run, changed=True)
+
+    def shutdown(self, mode: str) -> Json:
+        if mode not in ("keep", "drain"):
+            raise UsageError(f"{mode}: a daemon stops with keep or drain")
+        if not self._shutdown.done():
+            self._shutdown.set_result(mode)
+        return {"schema": "fleetctl/shutdown/v1", "mode": mode}
+
+    # -- one fleet, one agent, as JSON
+
+    def _find(self, name: str) -> FleetManager:
+        try:
+            return self.fleets[name]
+        except KeyError:
+            known = ", ".join(sorted(self.fleets)) or "none"
+            raise NotFound(f"no fleet {name} (known: {known})") from None
+
+    def _fleet(self, fleet: FleetManager) -> Json:
+        return {
+            "name": fleet.spec.name,
+            "desired_replicas": fleet.wish.replicas,
+            "ready_replicas": fleet.ready_replicas,
+            "autoscaling": {"enabled": False, "mode": None},
+            "warm_pool": {"enabled": False, "current_size": 0, "target_size": 0},
+            "command": list(fleet.spec.command),
+            "down": fleet.wish.down,
+            "notes": [fleet.supervisor.trouble] if fleet.supervisor.trouble else [],
+            "agents": [self._agent(agent) for agent in fleet.agents],
+        }
+
+    def _agent(self, agent: Agent) -> Json:
+        usage = self.usage.get(agent.id) if agent.process else None
+        exit = agent.last_exit
+        running = agent.process is not None and not agent.leader_exit
+        uptime = self._clock.monotonic() - agent.started_clock if running and agent.started_clock is not None else None
+        note = agent.note
+        if usage and usage.stopped and running and not agent.leaving:
+            note = f"{note}; " * bool(note) + "stopped by a signal; `kill -CONT` continues it"
+        return {
+            "id": agent.id,
+            "slot": agent.slot,
+            "pid": agent.process.pid if agent.process and running else None,
+            "state": str(agent.state),
+            "ready": agent.ready,
+            "cpu_percent": usage.cpu_percent if usage else None,
+            "memory_bytes": usage.memory_bytes if usage else None,
+            "uptime_seconds": None if uptime is None else round(max(0.0, uptime), 3),
+            "restarts": agent.restarts,
+            "last_exit": {"code": exit.code, "signal": exit.signal, "at": _rfc3339(exit.at), "text": str(exit)} if exit else None,
+            "from_warm_pool": agent.from_warm_pool,
+            "note": note,
+        }
+
+    def _inspected(self, fleet: FleetManager, agent: Agent) -> Json:
+        spec = fleet.spec
+        return {
+            "schema": "fleetctl/agent/v1",
+            **self._agent(agent),
+            "fleet": agent.fleet,
+            "created_at": _rfc3339(agent.created_at),
+            "started_at": _rfc3339(agent.started_at) if agent.started_at else None,
+            "command": list(spec.command),
+            "cwd": spec.cwd,
+            "log_path": self.paths.agent_log(agent.fleet, agent.id),
+            "state_directory": self.paths.agent_state(agent.id),
+            "processes": metrics.tree(agent.process.pid) if agent.process else [],
+            "environment": sorted({*spec.environment, *spec.secret_env}),
+        }
+
+
+def _change(
+    fleet: str,
+    replicas: int,
+    actions: list[str],
+    message: str,
+    *,
+    created: bool = False,
+    dry_run: bool = False,
+    changed: bool | None = None,
+) -> Json:
+    return {
+        "schema": "fleetctl/change/v1",
+        "fleet": fleet,
+        "changed": (bool(actions) if changed is None else changed) and not dry_run,
+        "created": created,
+        "dry_run": dry_run,
+        "desired_replicas": replicas,
+        "actions": actions,
+        "message": message,
+    }
+
+
+def _event_json(event: Mapping[str, Any]) -> Json:
+    return {**event, "at": _rfc3339(event["at"])}
+
+
+def _history_json(entry: Mapping[str, Any]) -> Json:
+    return {**entry, "at": _rfc3339(entry["at"])}
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,117 @@
+"""The composition root: one process per state directory, from taking its lock to letting go of it.
+
+Only here do the rules meet this machine's hands.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+
+from fleetctl.core.reconcile import Mode
+from fleetctl.daemon.control import Control
+from fleetctl.daemon.rounds import Rounds
+from fleetctl.daemon.server import ControlServer
+from fleetctl.errors import FleetctlError
+from fleetctl.host.paths import Paths
+from fleetctl.host.process import become_subreaper
+from fleetctl.host.state import DirectoryLock, LocalStateManager
+
+log = logging.getLogger(__name__)
+
+READY_FD = "FLEETCTL_READY_FD"
+_OPEN_FILES_WANTED = 65536
+
+
+def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
+    """Run the daemon until it is told to stop; the exit status.
+
+    `background`: report over the descriptor named by FLEETCTL_READY_FD once ready, and keep the agents running on SIGTERM. In the
+    foreground SIGTERM and SIGINT stop the agents first; a second one lets them run on. `hold`: adopt what runs, start nothing.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    paths = Paths(state_dir)
+    os.umask(0o077)
+    try:
+        paths.prepare()
+        lock = DirectoryLock(paths)
+    except FleetctlError as error:
+        _report(error)
+        raise
+    try:
+        asyncio.run(_main(paths, background=background, mode=Mode.HOLD if hold else Mode.RUN))
+    except FleetctlError as error:
+        _report(error)
+        raise
+    finally:
+        lock.release()
+    return 0
+
+
+async def _main(paths: Paths, *, background: bool, mode: Mode) -> None:
+    _raise_file_limit()
+    become_subreaper()
+    state = LocalStateManager(paths)
+    records = await state.open()
+    control = Control(paths, state, mode=mode)
+    await control.restore(records)
+    server = ControlServer(control, paths.socket)
+    await server.start()
+    rounds = asyncio.create_task(Rounds(control).run())
+    try:
+        stop = asyncio.Event()
+        _on_signals(control, stop, background=background)
+        log.info("fleetctl daemon (pid %d) looks after %s", os.getpid(), paths.root)
+        _report(None)
+        how = await control.wait_shutdown()
+        log.info("stopping: %s", "the agents run on" if how == "keep" else "the agents stop too")
+        if how == "drain":
+            draining = asyncio.create_task(control.stop_agents())
+            enough = asyncio.create_task(stop.wait())
+            await asyncio.wait([draining, enough], return_when=asyncio.FIRST_COMPLETED)
+            for task in (draining, enough):
+                task.cancel()
+    finally:
+        rounds.cancel()
+        await control.close()
+        await server.stop()
+        await state.close()
+
+
+def _on_signals(control: Control, stop: asyncio.Event, *, background: bool) -> None:
+    def asked_to_end() -> None:
+        if control.shutting_down:
+            stop.set()
+        control.shutdown("keep" if background else "drain")
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_end)
+    # Orphans of agents become our children, and somebody has to reap them.
+    loop.add_signal_handler(signal.SIGCHLD, control.lifecycle.reap_orphans)
+    if background:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+
+
+def _raise_file_limit() -> None:
+    """One descriptor per agent; the agents themselves get back the limit we were started with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _report(error: FleetctlError | None) -> None:
+    """Tell whoever started us in the background that we are ready, or why we are not."""
+    fd = os.environ.pop(READY_FD, "")
+    if not fd.isdigit():
+        return
+    text = "ready\n" if error is None else f"error {json.dumps(error.to_json())}\n"
+    with contextlib.suppress(OSError):  # it may have given up waiting
+        os.write(int(fd), text.encode())
+        os.close(int(fd))

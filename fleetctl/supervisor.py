@@ -1,0 +1,412 @@
+"""The loop of one fleet: an event comes in, the rules are asked, their orders are carried out, and it sleeps until the next deadline.
+
+It is the only writer of the fleet's table of agents, so there are no locks. Others change the wish, or post what happened; both only
+wake it. Every change is on disk before it is published, and an agent is on disk before its process exists.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import assert_never
+
+from fleetctl.core import restarts
+from fleetctl.core.lifecycle import Move, move
+from fleetctl.core.reconcile import Action, BecomeReady, Create, Drain, Forget, Kill, Start, Wish, next_deadline, plan
+from fleetctl.errors import DrainTimeout, SpawnFailed, StateDirectoryError
+from fleetctl.models import Agent, AgentState, Event, Exit, ProcessRef, Replace
+from fleetctl.ports import Clock, LifecycleManager, StateManager
+
+log = logging.getLogger(__name__)
+
+_ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+_SPAWNS_IN_A_ROW = 8
+_DISK_RETRY_SECONDS = 1.0
+_KILL_AGAIN_SECONDS = 1.0
+_LEFTOVER_SECONDS = 5.0
+_NAMED_SURVIVORS = 5
+
+
+class Supervisor:
+    """Keeps one fleet as wished. Create it in a running event loop, then `run` it as a task."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        *,
+        lifecycle: LifecycleManager,
+        state: StateManager,
+        clock: Clock,
+        agents: Iterable[Agent] = (),
+        on_change: Callable[[], None] = lambda: None,
+        on_event: Callable[[Event], None] = lambda event: None,
+        last_output: Callable[[Agent], Sequence[str]] = lambda agent: (),
+        random_source: random.Random | None = None,
+    ) -> None:
+        self.wish = wish
+        self.published: tuple[Agent, ...] = ()
+        self.trouble: str | None = None
+        self._lifecycle, self._state, self._clock = lifecycle, state, clock
+        self._on_change, self._on_event, self._last_output = on_change, on_event, last_output
+        self._random = random_source or random.Random()
+        self._agents = {agent.id: agent for agent in agents}
+        self._dirty: set[str] = set(self._agents)
+        self._forgotten: set[str] = set()
+        self._events: list[Event] = []
+        self._inbox: deque[Callable[[], None]] = deque()
+        # Agents whose leader has ended, until nothing of their trees is left.
+        self._ending = {agent.id for agent in self._agents.values() if _leaderless(agent)}
+        self._wake = asyncio.Event()
+        self._publish()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of the fleet is left: no process, no record."""
+        return not self._agents and not self._forgotten
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no agent of the fleet has a process, and that is on disk."""
+        return not self._dirty and not any(agent.process or agent.state is AgentState.DRAINING for agent in self._agents.values())
+
+    def set_wish(self, wish: Wish) -> None:
+        self.wish = wish
+        self._post(self._hurry if wish.down_now else lambda: None)
+
+    def replace_processes(self, agent_ids: Iterable[str], how: Replace) -> None:
+        """Have these agents' processes replaced by new ones; the agents stay who they are."""
+        ids = list(agent_ids)
+        self._post(lambda: self._mark_for_replacement(ids, how))
+
+    def adopt(self, agents: Iterable[Agent]) -> None:
+        """Take over agents found alive that no table holds."""
+        found = list(agents)
+        self._post(lambda: self._take_over(found))
+
+    async def run(self) -> None:
+        """Until cancelled. Cancelling touches no agent."""
+        for agent in list(self._agents.values()):
+            self._watch(agent)
+        while True:
+            self._wake.clear()
+            pause = None
+            try:
+                await self._settle()
+                if self.trouble is not None:
+                    self.trouble = None
+                    self._on_change()
+            except StateDirectoryError as error:
+                # A full disk stops no running agent; what needs the disk first is tried again until it heals.
+                if self.trouble is None:
+                    log.error("%s: %s", self.wish.spec.name, error.message)
+                self.trouble = error.message
+                pause = _DISK_RETRY_SECONDS
+            self._publish()
+            await self._sleep(pause)
+
+    async def _sleep(self, pause: float | None) -> None:
+        deadline = next_deadline(self._agents.values())
+        if pause is None and deadline is None:
+            await self._wake.wait()
+            return
+        due = max(0.0, deadline - self._clock.monotonic()) if deadline is not None else float("inf")
+        timer = asyncio.get_running_loop().call_later(min(due, 86400.0) if pause is None else pause, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+
+    async def _settle(self) -> None:
+        """Carry out orders until the rules have no more, or only such as wait for the outside."""
+        while True:
+            self._take_in()
+            actions = plan(self.wish, list(self._agents.values()), self._clock.monotonic())
+            if not actions and not self._inbox and not self._owed_a_stop():
+                await self._flush()
+                return
+            await self._carry_out(actions)
+            self._publish()
+
+    def _owed_a_stop(self) -> list[Agent]:
+        return [agent for agent in self._agents.values() if agent.state is AgentState.DRAINING and not agent.stop_sent]
+
+    def _take_in(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+        self._collect_ended()
+
+    async def _carry_out(self, actions: Sequence[Action]) -> None:
+        starting: list[Agent] = []
+        killing: list[Agent] = []
+        for action in actions:
+            match action:
+                case Create(slot):
+                    starting.append(self._created(slot))
+                case Start(agent):
+                    starting.append(agent)
+                case BecomeReady(agent):
+                    self._put(replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, ready_deadline=None, note=""))
+                    self._tell("agent.ready", f"{agent.id} is ready", agent)
+                case Drain(agent, leaving, reason):
+                    self._drain(agent, leaving, reason)
+                case Kill(agent):
+                    killing.append(self._out_of_time(agent))
+                case Forget(agent):
+                    self._forget(agent)
+                case _:
+                    assert_never(action)
+        starting = [self._about_to_start(agent) for agent in starting]
+        await self._flush()
+        self._stop(self._owed_a_stop())
+        if killing:
+            self._lifecycle.kill(killing)
+        for number, agent in enumerate(starting, 1):
+            self._spawn(agent)
+            if number % _SPAWNS_IN_A_ROW == 0:
+                await asyncio.sleep(0)
+        await self._flush()
+
+    def _created(self, slot: int) -> Agent:
+        while True:
+            agent_id = f"{self.wish.spec.name}-{''.join(self._random.choices(_ID_ALPHABET, k=5))}"
+            if agent_id not in self._agents and agent_id not in self._forgotten:
+                break
+        return Agent(id=agent_id, fleet=self.wish.spec.name, slot=slot, created_at=self._clock.time())
+
+    def _about_to_start(self, agent: Agent) -> Agent:
+        """The intent, to be on disk before the process exists; its token finds the process should we not live to record it."""
+        return self._put(
+            replace(
+                agent,
+                state=move(agent.state, Move.START),
+                token=secrets.token_hex(16),
+                spec_hash=self.wish.spec.process_hash,
+                replace=Replace.NO,
+                process=None,
+                retry_deadline=None,
+                note="starting",
+            )
+        )
+
+    def _spawn(self, agent: Agent) -> None:
+        try:
+            process = self._lifecycle.spawn(agent, self.wish.spec)
+        except SpawnFailed as error:
+            self._could_not_start(agent, error)
+            return
+        now = self._clock.monotonic()
+        started = self._put(
+            replace(
+                agent,
+                process=process,
+                started_at=self._clock.time(),
+                started_clock=now,
+                ready_deadline=now + self.wish.spec.readiness.settle_seconds,
+                note="",
+            )
+        )
+        self._tell("agent.started", f"{agent.id} started (pid {process.pid})", started)
+        self._watch(started)
+
+    def _could_not_start(self, agent: Agent, error: SpawnFailed) -> None:
+        """A wrong command counts as a failure like an exit; a machine that is short of something is only waited for."""
+        now, spec = self._clock.monotonic(), self.wish.spec.restart
+        if error.permanent:
+            exit = Exit(at=self._clock.time())
+            verdict = restarts.after_exit(spec, agent.failures, exit, uptime_seconds=0.0, now=now, jitter=self._random.random())
+            self._apply(agent, replace(verdict, note=error.message), now)
+        else:
+            failures = (*agent.failures, now)
+            delay = max(spec.backoff_seconds, restarts.backoff(spec, len(failures), self._random.random()))
+            verdict = restarts.Verdict(state=AgentState.BACKOFF, retry_after_seconds=delay, failures=failures[-8:], note=error.message)
+            self._apply(agent, verdict, now)
+        self._tell("agent.failed", f"{agent.id}: {error.message}", agent)
+
+    def _watch(self, agent: Agent) -> None:
+        if agent.process is not None and not agent.leader_exit:
+            process = agent.process
+            self._lifecycle.watch(process, lambda exit: self._post(lambda: self._leader_ended(agent.id, process, exit)))
+
+    def _leader_ended(self, agent_id: str, process: ProcessRef, exit: Exit) -> None:
+        agent = self._agents.get(agent_id)
+        if agent is not None and agent.process == process and not agent.leader_exit:
+            self._put(replace(agent, leader_exit=exit, ready=False))
+            self._ending.add(agent_id)
+
+    def _collect_ended(self) -> None:
+        """Judge agents whose leader has ended once nothing of their trees is left; end what is left first."""
+        ending = [self._agents[agent_id] for agent_id in sorted(self._ending) if agent_id in self._agents]
+        if not ending:
+            return
+        survivors = self._lifecycle.survivors(ending)
+        for agent in ending:
+            left = survivors[agent.id]
+            if not left:
+                self._ending.discard(agent.id)
+                self._gone(agent)
+                continue
+            for process in left:
+                self._lifecycle.watch(process, lambda _, process=process: self._post(lambda: self._lifecycle.release(process)))  # type: ignore[misc]  # the default binds it
+            if agent.state is not AgentState.DRAINING:
+                deadline = self._clock.monotonic() + min(_LEFTOVER_SECONDS, self.wish.spec.graceful_drain.timeout_seconds)
+                agent = replace(agent, state=move(agent.state, Move.STOP), drain_deadline=deadline, ready_deadline=None)
+            self._put(replace(agent, note=f"{agent.leader_exit or 'ended'}; ending what it left: {_named(left)}"))
+
+    def _stop(self, agents: Sequence[Agent]) -> None:
+        """The stop signal, once, and CONT behind it: a stopped process does not act on TERM until it is continued."""
+        if agents:
+            self._lifecycle.signal(agents, self.wish.spec.stop_signal_number, signal.SIGCONT)
+            for agent in agents:
+                self._put(replace(self._agents.get(agent.id, agent), stop_sent=True))
+
+    def _gone(self, agent: Agent) -> None:
+        """Nothing of the agent's tree is left."""
+        now, wall = self._clock.monotonic(), self._clock.time()
+        exit = agent.leader_exit or Exit(at=wall)
+        asked = agent.state is AgentState.DRAINING and agent.stop_sent and (agent.leaving or agent.replace is not Replace.NO)
+        if agent.process is not None:
+            self._lifecycle.release(agent.process)
+        uptime = now - agent.started_clock if agent.started_clock is not None else 0.0
+        gone = replace(
+            agent,
+            process=None,
+            leader_exit=None,
+            last_exit=exit,
+            ready=False,
+            ready_deadline=None,
+            drain_deadline=None,
+            stop_sent=False,
+        )
+        if agent.leaving:
+            self._put(replace(gone, state=move(agent.state, Move.FINISH)))
+            self._tell("agent.stopped", f"{agent.id} stopped ({exit})", agent)
+        elif asked:
+            self._put(replace(gone, state=move(agent.state, Move.START), replace=Replace.NO, restarts=agent.restarts + 1, failures=()))
+            self._tell("agent.stopped", f"{agent.id} stopped for its restart ({exit})", agent)
+        else:
+            verdict = restarts.after_exit(
+                self.wish.spec.restart, agent.failures, exit, uptime_seconds=uptime, now=now, jitter=self._random.random()
+            )
+            counted = replace(gone, restarts=agent.restarts + (verdict.state is AgentState.BACKOFF))
+            self._apply(counted, verdict, now)
+            self._tell("agent.exited", f"{agent.id}: {exit}", agent)
+            if verdict.state is AgentState.FAILED:
+                self._tell_failure(agent, verdict.note)
+
+    def _apply(self, agent: Agent, verdict: restarts.Verdict, now: float) -> None:
+        moves = {AgentState.BACKOFF: Move.RETRY_LATER, AgentState.FAILED: Move.GIVE_UP, AgentState.TERMINATED: Move.FINISH}
+        retry = None if verdict.retry_after_seconds is None else now + verdict.retry_after_seconds
+        state = move(agent.state, moves[verdict.state])
+        self._put(replace(agent, state=state, failures=verdict.failures, retry_deadline=retry, note=verdict.note))
+
+    def _tell_failure(self, agent: Agent, note: str) -> None:
+        lines = list(self._last_output(agent))
+        message = f"{agent.id} failed: {note}" + ("; last output: " + " | ".join(lines) if lines else "")
+        self._tell("agent.failed", message, agent, last_output=lines)
+        if lines:
+            current = self._agents[agent.id]
+            self._put(replace(current, note=f"{current.note}; last output: {lines[-1]}"))
+
+    def _drain(self, agent: Agent, leaving: bool, reason: str) -> None:
+        timeout = 0.0 if self.wish.down_now and self.wish.down else self.wish.spec.graceful_drain.timeout_seconds
+        deadline = self._clock.monotonic() + timeout
+        if agent.state is AgentState.DRAINING:  # on its way already: it only learns that it will not come back, or must hurry
+            deadline = min(deadline, agent.drain_deadline or deadline)
+        self._tell("agent.draining", f"{agent.id} is asked to stop: {reason}", agent)
+        self._put(
+            replace(
+                agent,
+                state=move(agent.state, Move.STOP),
+                leaving=leaving,
+                replace=agent.replace if leaving or agent.replace is not Replace.NO else Replace.ROLLING,
+                ready=False,
+                ready_deadline=None,
+                retry_deadline=None,
+                drain_deadline=deadline,
+                note=reason,
+            )
+        )
+
+    def _out_of_time(self, agent: Agent) -> Agent:
+        if not (self.wish.down_now or agent.id in self._ending):
+            error = DrainTimeout()
+            self._tell("drain.timeout", f"{agent.id}: {error.code} {error.message}; it is killed", agent, code=error.code)
+        return self._put(replace(agent, drain_deadline=self._clock.monotonic() + _KILL_AGAIN_SECONDS))
+
+    def _hurry(self) -> None:
+        """No more time for those that are on their way out already."""
+        now = self._clock.monotonic()
+        for agent in list(self._agents.values()):
+            if agent.state is AgentState.DRAINING:
+                self._put(replace(agent, drain_deadline=now))
+
+    def _forget(self, agent: Agent) -> None:
+        self._agents.pop(agent.id, None)
+        self._dirty.discard(agent.id)
+        self._ending.discard(agent.id)
+        self._forgotten.add(agent.id)
+        self._lifecycle.discard(agent)
+
+    def _mark_for_replacement(self, agent_ids: Sequence[str], how: Replace) -> None:
+        for agent_id in agent_ids:
+            agent = self._agents.get(agent_id)
+            if agent is not None and not agent.leaving and agent.state is not AgentState.DRAINING:
+                self._put(replace(agent, replace=how, failures=()))
+
+    def _take_over(self, agents: Sequence[Agent]) -> None:
+        for agent in agents:
+            self._put(agent)
+            self._tell("agent.adopted", f"{agent.id} was found alive and adopted", agent)
+            if _leaderless(agent):
+                self._ending.add(agent.id)
+            self._watch(agent)
+
+    def _put(self, agent: Agent) -> Agent:
+        self._agents[agent.id] = agent
+        self._dirty.add(agent.id)
+        return agent
+
+    def _post(self, note: Callable[[], None]) -> None:
+        self._inbox.append(note)
+        self._wake.set()
+
+    def _tell(self, kind: str, message: str, agent: Agent, **data: object) -> None:
+        self._events.append(Event(at=self._clock.time(), kind=kind, fleet=agent.fleet, agent_id=agent.id, message=message, data=data))
+
+    async def _flush(self) -> None:
+        """Have every change so far on disk. Raises StateDirectoryError; what could not be written is tried again next time."""
+        if not (self._dirty or self._forgotten or self._events):
+            return
+        dirty, forgotten, events = self._dirty, self._forgotten, self._events
+        self._dirty, self._forgotten, self._events = set(), set(), []
+        try:
+            changed = [self._agents[agent_id] for agent_id in dirty if agent_id in self._agents]
+            await self._state.save(changed, forget=forgotten, events=events)
+        except BaseException:
+            self._dirty |= dirty
+            self._forgotten |= forgotten - self._agents.keys()
+            self._events = events + self._events
+            raise
+        for event in events:
+            self._on_event(event)
+
+    def _publish(self) -> None:
+        table = tuple(sorted(self._agents.values(), key=lambda agent: (agent.slot, agent.created_at)))
+        if table != self.published:
+            self.published = table
+            self._on_change()
+
+
+def _leaderless(agent: Agent) -> bool:
+    """Whether the leader has ended, or never was, and others of the tree may still live."""
+    return agent.leader_exit is not None or (agent.process is None and agent.state is AgentState.DRAINING)
+
+
+def _named(processes: Sequence[ProcessRef]) -> str:
+    names = ", ".join(f"pid {process.pid}" for process in processes[:_NAMED_SURVIVORS])
+    more = len(processes) - _NAMED_SURVIVORS
+    return names + (f" and {more} more" if more > 0 else "")
