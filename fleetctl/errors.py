@@ -112,5 +112,4 @@ class DrainTimeout(FleetctlError):
 def from_json(data: Mapping[str, object]) -> FleetctlError:
     """The error that `to_json` described, on the other side of the control socket."""
     classes = {cls.code: cls for cls in FleetctlError.__subclasses__()}
-    error = classes.get(str(data.get("code")), FleetctlError)(str(data.get("message")), hint=str(data.get("hint", "")))
-    return error
+    return classes.get(str(data.get("code")), FleetctlError)(str(data.get("message")), hint=str(data.get("hint", "")))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
@@ -282,8 +282,10 @@ class ScalingDecision:
 
 
 def to_json(value: Any) -> Any:  # Any: a dataclass in, JSON values out
-    """Plain JSON values of a dataclass from this module (enums become their strings, tuples lists)."""
-    return json.loads(json.dumps(asdict(value)))
+    """JSON values of a dataclass from this module; several times cheaper than `dataclasses.asdict`, which copies deeply."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__ if not name.startswith("__")}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def agent_from_json(data: Mapping[str, Any]) -> Agent:

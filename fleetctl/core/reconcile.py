@@ -159,11 +159,11 @@ def _replacements(spec: FleetSpec, staying: Sequence[Agent]) -> list[Action]:
     """
     at_once = [agent for agent in staying if agent.replace is Replace.AT_ONCE and _can_drain(agent)]
     actions: list[Action] = [Drain(agent, leaving=False, reason="restart") for agent in at_once]
+    wanted = spec.process_hash
     outdated = [
         agent
         for agent in staying
-        if agent.replace is not Replace.AT_ONCE
-        and (agent.replace is Replace.ROLLING or (agent.spec_hash and agent.spec_hash != spec.process_hash))
+        if agent.replace is not Replace.AT_ONCE and (agent.replace is Replace.ROLLING or (agent.spec_hash and agent.spec_hash != wanted))
     ]
     names = {agent.id for agent in outdated}
     unsettled = [agent for agent in staying if agent.id not in names and not agent.ready and agent.state is not AgentState.TERMINATED]

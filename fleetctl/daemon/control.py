@@ -267,16 +267,15 @@ class Control:
     def _planned(self, known: FleetManager | None, wanted: FleetSpec) -> list[str]:
         if known is None or known.wish.down:
             return [f"start {wanted.replicas} replicas"]
+        changed = [key for key in FleetSpec.__dataclass_fields__ if getattr(wanted, key) != getattr(known.spec, key)]
         actions = []
-        if wanted.replicas != known.wish.replicas:
+        if "replicas" in changed:
+            changed.remove("replicas")
             actions.append(f"scale from {known.wish.replicas} to {wanted.replicas}")
-        if wanted.process_hash != known.spec.process_hash:
-            actions.append("replace the agents one by one, because what they run changed")
-        if replace(wanted, replicas=known.spec.replicas) != known.spec and not actions[-1:] == ["replace"]:
-            changed = [
-                key for key in FleetSpec.__dataclass_fields__ if key != "replicas" and getattr(wanted, key) != getattr(known.spec, key)
-            ]
+        if changed:
             actions.append(f"change {', '.join(changed)}")
+        if wanted.process_hash != known.spec.process_hash:
+            actions.append("replace the agents one by one")
         return actions
 
     async def scale(self, name: str, *, replicas: int | None, delta: int | None, dry_run: bool) -> Json:

@@ -1,6 +1,7 @@
 """Processes held by descriptor: wait for the end, learn the exit status, send signals that cannot hit a stranger."""
 
 import array
+import errno
 import fcntl
 import os
 import signal
@@ -42,27 +43,34 @@ def open_verified(process: ProcessRef) -> int | None:
     return None
 
 
-def send(process: ProcessRef, number: int, *, group: bool = False) -> bool:
-    """Signal exactly this process, or the process group it leads; False where it is gone or cannot be verified."""
-    fd = open_verified(process)
+def send(process: ProcessRef, number: int, *, group: bool = False, held: int | None = None) -> bool:
+    """Signal exactly this process, or the process group it leads; False where it is gone or cannot be verified.
+
+    `held`: a descriptor of this very process, where the caller has one.
+    """
+    fd = open_verified(process) if held is None else held
     if fd is None:
         return False
     try:
         if group:
-            try:
-                signal.pidfd_send_signal(fd, number, None, _SIGNAL_PROCESS_GROUP)
-            except OSError as error:
-                if isinstance(error, ProcessLookupError):
-                    return False
-                # Before Linux 6.9: the descriptor we hold was verified an instant ago.
-                os.killpg(process.pid, number)
+            _send_to_group(fd, process.pid, number)
         else:
             signal.pidfd_send_signal(fd, number)
     except ProcessLookupError:
         return False
     finally:
-        os.close(fd)
+        if held is None:
+            os.close(fd)
     return True
+
+
+def _send_to_group(fd: int, pgid: int, number: int) -> None:
+    try:
+        signal.pidfd_send_signal(fd, number, None, _SIGNAL_PROCESS_GROUP)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        os.killpg(pgid, number)  # before Linux 6.9; the descriptor was verified, and holds the pid as long as it is not reaped
 
 
 def exit_of(fd: int, process: ProcessRef, at: float) -> Exit | None:

@@ -131,37 +131,31 @@ class LocalLifecycleManager:
         return pidfd.identify(process)
 
     def survivors(self, agents: Sequence[Agent]) -> Mapping[str, tuple[ProcessRef, ...]]:
-        if not agents:
-            return {}
-        trees = self._trees(agents)
-        for agent in agents:
-            if not trees[agent.id] and self._lock_is_held(agent):
-                trees[agent.id] = self._holders(agent)
-        return {key: tuple(tree) for key, tree in trees.items()}
+        return {key: tuple(_ref(stat) for stat in tree) for key, tree in self._trees(agents).items()}
 
     def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
-        trees = self.survivors(agents)
-        groups = {process.pid: group for tree in trees.values() for process in tree if (group := _group(process.pid))}
+        trees = self._trees(agents)
         for number in numbers:
             for agent in agents:
-                tree = trees[agent.id]
-                leader = next((process for process in tree if agent.process and process.pid == agent.process.pid), None)
                 # The leader's group in one call, so that no child is born between two signals.
-                grouped = leader is not None and pidfd.send(leader, number, group=True)
-                for process in tree:
-                    if not (grouped and leader and groups.get(process.pid) == leader.pid):
-                        pidfd.send(process, number)
+                leader = next((stat for stat in trees[agent.id] if agent.process and stat.pid == agent.process.pid), None)
+                grouped = leader is not None and self._send(leader, number, group=True)
+                for stat in trees[agent.id]:
+                    if not (grouped and leader and stat.pgid == leader.pid):
+                        self._send(stat, number)
 
     def kill(self, agents: Sequence[Agent]) -> None:
         for _ in range(_KILL_ROUNDS):
-            trees = self.survivors(agents)
-            alive = [agent for agent in agents if trees[agent.id]]
-            if not alive:
+            trees = self._trees(agents)
+            if not any(trees.values()):
                 return
-            for agent in alive:
-                for process in trees[agent.id]:
-                    # Where it leads a group, the whole group in one call: faster than it can fork.
-                    pidfd.send(process, signal.SIGKILL, group=_group(process.pid) == process.pid)
+            for stat in (stat for tree in trees.values() for stat in tree):
+                # Where it leads a group, the whole group in one call: faster than it can fork.
+                self._send(stat, signal.SIGKILL, group=stat.pgid == stat.pid)
+
+    def _send(self, stat: procfs.Stat, number: int, *, group: bool = False) -> bool:
+        process = _ref(stat)
+        return pidfd.send(process, number, group=group, held=self._pidfds.get(process))
 
     def discard(self, agent: Agent) -> None:
         with contextlib.suppress(OSError):
@@ -197,7 +191,10 @@ class LocalLifecycleManager:
             started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND,
         )
 
-    def _trees(self, agents: Sequence[Agent]) -> dict[str, list[ProcessRef]]:
+    def _trees(self, agents: Sequence[Agent]) -> dict[str, list[procfs.Stat]]:
+        """The live processes of each agent's tree, by agent id."""
+        if not agents:
+            return {}
         stats = procfs.snapshot()
         sessions = {agent.process.pid: agent.id for agent in agents if agent.process and self._is_its_session(agent, stats)}
         tokens = {agent.token: agent.id for agent in agents if agent.token}
@@ -207,10 +204,13 @@ class LocalLifecycleManager:
                 owner[pid] = found
         for pid in stats:
             _inherit(pid, stats, owner)
-        trees: dict[str, list[ProcessRef]] = {agent.id: [] for agent in agents}
+        trees: dict[str, list[procfs.Stat]] = {agent.id: [] for agent in agents}
         for pid, agent_id in owner.items():
             if stats[pid].alive:
-                trees[agent_id].append(_ref(stats[pid]))
+                trees[agent_id].append(stats[pid])
+        for agent in agents:
+            if not trees[agent.id] and self._lock_is_held(agent):
+                trees[agent.id] = self._holders(agent, stats)
         self._tokens = {key: token for key, token in self._tokens.items() if key[0] in stats}
         return trees
 
@@ -242,21 +242,15 @@ class LocalLifecycleManager:
             return False
         return False
 
-    def _holders(self, agent: Agent) -> list[ProcessRef]:
+    def _holders(self, agent: Agent, stats: Mapping[int, procfs.Stat]) -> list[procfs.Stat]:
         """Who holds the lock, by looking through all open files: dear, and only done when the lock says that somebody does."""
         path = self._paths.agent_lock(agent.id)
-        stats = procfs.snapshot()
         me = os.getpid()
-        return [_ref(stat) for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
+        return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
 
 
 def _ref(stat: procfs.Stat) -> ProcessRef:
     return ProcessRef(pid=stat.pid, start_ticks=stat.start_ticks, boot_id=procfs.boot_id())
-
-
-def _group(pid: int) -> int | None:
-    found = procfs.stat(pid)
-    return found.pgid if found else None
 
 
 def _inherit(pid: int, stats: Mapping[int, procfs.Stat], owner: dict[int, str]) -> None:

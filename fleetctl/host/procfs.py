@@ -6,16 +6,18 @@ Decides nothing. A process that ends while it is read is simply not there.
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """Fields of /proc/PID/stat; times in clock ticks, `rss_bytes` in bytes, `wait_status` as wait(2) gives it, for a zombie. `state`: R, S, D, T (stopped), Z (zombie) ..."""
+class Stat(NamedTuple):
+    """Fields of /proc/PID/stat; times in clock ticks, `rss_bytes` in bytes.
+
+    `wait_status`: a zombie's, as wait(2) gives it. `state`: R, S, D, T (stopped), Z (zombie) ...
+    """
 
     pid: int
     ppid: int
