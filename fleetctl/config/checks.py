@@ -1,0 +1,325 @@
+"""Whether given settings make a fleet: types and bounds by pydantic, and what spans several settings. Knows no file and no flag.
+
+Takes any value whatsoever and answers with a spec or with problems, never with an exception.
+"""
+
+import difflib
+import json
+import math
+import re
+import shlex
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fleetctl.config.settings import ENVIRONMENT_NAME, RESERVED_PREFIX, SECRET_REFERENCE, keys_of, sections, setting, settings
+from fleetctl.config.toml_lines import KeyPath
+from fleetctl.models import FleetSpec
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+HIDDEN = ("environment", "secret_env")  # their values are in no message
+NOWHERE = object()
+MOST_PROBLEMS = 30
+
+_DEFAULTS: Mapping[str, Any] = {info.key: info.default for info in settings()}  # Any: JSON values
+_LONGEST_TEXT = 131_071  # bytes; the kernel takes no longer argument or variable
+_DEEPEST = 8
+# Stands for a value that JSON or the kernel cannot take: pydantic refuses it wherever it is put.
+_REFUSED = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one key."""
+
+    path: KeyPath
+    text: str  # follows the key and the value
+    show: bool = True
+
+
+@cache
+def _adapter() -> "TypeAdapter[FleetSpec]":
+    from pydantic import TypeAdapter  # takes 60 ms, which find_file and settings need not pay
+
+    return TypeAdapter(FleetSpec)
+
+
+def check(given: Mapping[str, Any], *, refuse_unsupported_defaults: bool = True) -> tuple[FleetSpec | None, list[Problem]]:
+    """The spec, or what is wrong: the first problem of each key, in the order found."""
+    found: dict[KeyPath, Problem] = {}
+    values = _scrubbed(given, (), found)
+    values = _with_shell_string(_with_replicas(values))
+    for rule in _RULES:
+        _add(found, rule(values))
+    _add(found, _unsupported(values, even_defaults=refuse_unsupported_defaults))
+    spec = _validated(values, found)
+    for rule in _RULES_OF_SEVERAL:
+        _add(found, rule(_without_refused(values, found)))
+    return (None, list(found.values())) if found else (spec, [])
+
+
+def _add(found: dict[KeyPath, Problem], problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        found.setdefault(problem.path, problem)
+
+
+def _without_refused(values: dict[str, Any], found: Mapping[KeyPath, Problem]) -> dict[str, Any]:
+    """So that a number which is wrong by itself is not compared with others too."""
+    return {
+        key: {leaf: _REFUSED if (key, leaf) in found else item for leaf, item in value.items()}
+        if isinstance(value, dict)
+        else (_REFUSED if (key,) in found else value)
+        for key, value in values.items()
+    }
+
+
+def _validated(values: dict[str, Any], found: dict[KeyPath, Problem]) -> FleetSpec | None:
+    """Types, bounds and keys. JSON in strict mode: lists become tuples and strings enums, while "5" is no number."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_json(json.dumps(values))
+    except ValidationError as error:
+        # Bounded: a client may send a hundred thousand unknown keys, and a suggestion for each costs time.
+        for detail in islice(error.errors(include_url=False, include_input=False), MOST_PROBLEMS):
+            problem = _from_pydantic(detail["type"], tuple(detail["loc"]), values)
+            # A list whose only item is bad is also "too short": the item says it better.
+            if not any(known[: len(problem.path)] == problem.path for known in found):
+                found[problem.path] = problem
+    return None
+
+
+def _from_pydantic(kind: str, path: KeyPath, values: Mapping[str, Any]) -> Problem:
+    key = dotted(path)
+    if kind == "unexpected_keyword_argument":
+        table = str(path[0]) if len(path) > 1 else ""
+        return unknown(str(path[-1]), keys_of(table), values, table)
+    if kind == "missing":
+        about = setting(key)
+        return Problem(path, f" is missing; it must be {about.bounds}" if about else " is missing")
+    if key in sections():
+        return Problem(path, ": must be a table")
+    if len(path) > 1 and path[0] in ("command", *HIDDEN):
+        return Problem(path, ": must be text in quotes")
+    about = setting(key)
+    return Problem(path, f": must be {about.bounds}" if about else ": is not valid")
+
+
+def unknown(key: str, candidates: Sequence[str], values: Mapping[str, Any], table: str = "") -> Problem:
+    """A key that does not exist, with the one that was probably meant. Its value is not shown: it may be a misspelt secret's."""
+    path: KeyPath = (table, key) if table else (key,)
+    if homes := _homes(key, table, at_top="fleet" in candidates):
+        return Problem(path, f": no such setting here; it belongs in {homes}", show=False)
+    near = difflib.get_close_matches(key[:60].lower().replace("-", "_"), candidates, n=1)
+    hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(candidates)
+    return Problem(path, f": no such {'table' if isinstance(values.get(key), dict) and not table else 'setting'}; {hint}", show=False)
+
+
+def _homes(key: str, table: str, *, at_top: bool) -> str:
+    """The tables that a key belongs in, where it is known but not here."""
+    homes = ["[fleet]"] if (at_top or table) and key in keys_of() else []
+    homes += [f"[fleet.{section}]" for section in sections() if section != table and key in keys_of(section)]
+    return " or ".join(homes)
+
+
+def _scrubbed(value: Any, path: KeyPath, found: dict[KeyPath, Problem]) -> Any:  # Any: whatever a client or a file says
+    """`value` as JSON that pydantic can read, with what JSON or the kernel cannot take replaced and told."""
+
+    def refuse(text: str) -> float:
+        found[path] = Problem(path, text, show=not isinstance(value, str))  # a misspelt table may hold secrets
+        return _REFUSED
+
+    if len(path) > _DEEPEST:
+        return refuse(": nested too deeply")
+    if isinstance(value, str):
+        trouble = _text_trouble(value)
+        return refuse(trouble) if trouble else str(value)
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return max(-(1 << 62), min(value, 1 << 62))  # beyond every bound, and still a number to every JSON reader
+    if isinstance(value, list | tuple):
+        return [_scrubbed(item, (*path, index), found) for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {str(key): _scrubbed(item, (*path, str(key)), found) for key, item in _sound_items(value, path, found)}
+    return refuse(": must be put in quotes" if hasattr(value, "isoformat") else ": is not a JSON value")
+
+
+def _sound_items(table: Mapping[Any, Any], path: KeyPath, found: dict[KeyPath, Problem]) -> Iterator[tuple[Any, Any]]:
+    for key, item in table.items():
+        trouble = _text_trouble(key) if isinstance(key, str) else ": is not a name"
+        if trouble:
+            found[(*path, str(key))] = Problem((*path, str(key)), trouble, show=False)
+        else:
+            yield key, item
+
+
+def _text_trouble(text: str) -> str:
+    if "\0" in text:
+        return ": holds a NUL character, which no program can be given"
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return ": is not UTF-8 text"
+    return f": is longer than {_LONGEST_TEXT} bytes" if size > _LONGEST_TEXT else ""
+
+
+def _with_replicas(values: dict[str, Any]) -> dict[str, Any]:
+    """Where only `min_replicas` is given, that many are wanted."""
+    fewest = _number_in(values, "min_replicas")
+    if "replicas" in values or fewest is None:
+        return values
+    return {**values, "replicas": max(_DEFAULTS["replicas"], fewest)}
+
+
+def _with_shell_string(values: dict[str, Any]) -> dict[str, Any]:
+    command = values.get("command")
+    return {**values, "command": [command]} if values.get("shell") is True and isinstance(command, str) else values
+
+
+def _number_in(values: Mapping[str, Any], *path: str) -> Any:  # Any: int or float; None where it is not a number
+    value = find(values, path)
+    value = _DEFAULTS[".".join(path)] if value is NOWHERE else value
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _check_replicas(values: Mapping[str, Any]) -> Iterator[Problem]:
+    wanted, fewest, most = (_number_in(values, key) for key in ("replicas", "min_replicas", "max_replicas"))
+    if fewest is not None and most is not None and fewest > most:
+        yield Problem(("min_replicas",), f" is more than max_replicas ({most}); raise max_replicas or lower min_replicas")
+    elif wanted is not None and most is not None and wanted > most:
+        yield Problem(("replicas",), f" is more than max_replicas ({most}); raise max_replicas or ask for fewer")
+    elif wanted is not None and fewest is not None and 0 < wanted < fewest:
+        yield Problem(
+            ("replicas",), f" is less than min_replicas ({fewest}); lower min_replicas or ask for more (0 keeps the fleet and runs none)"
+        )
+
+
+def _check_pairs(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Two settings of one section, of which the second may not be below the first."""
+    for section, low, high in (("restart", "backoff_seconds", "backoff_cap_seconds"), ("logs", "max_bytes", "total_bytes")):
+        least, most = _number_in(values, section, low), _number_in(values, section, high)
+        if least is not None and most is not None and least > most:
+            given = high if find(values, (section, high)) is not NOWHERE else low
+            other = low if given == high else high
+            relation = "less" if given == high else "more"
+            yield Problem((section, given), f" is {relation} than {other} ({shown(least if given == high else most)})")
+
+
+def _check_command(values: Mapping[str, Any]) -> Iterator[Problem]:
+    command, shell = values.get("command"), values.get("shell", False)
+    if isinstance(command, str) and shell is False:
+        yield Problem(("command",), f": must be a list; {_ways_to_write(command)}")
+    if isinstance(command, list) and shell is True and len(command) > 1:
+        yield Problem(("command",), ": with shell = true the command is one string, or a list of one")
+    if isinstance(command, list) and command and isinstance(command[0], str) and not command[0].strip():
+        yield Problem(("command",), ": the first item is empty; it names the program")
+
+
+def _ways_to_write(command: str) -> str:
+    try:
+        argv = shlex.split(command)
+    except ValueError:  # a quote that is not closed
+        argv = []
+    as_list = f"write command = {_shown_list(argv)}" if argv else "write it as the program and its arguments"
+    return f"{as_list}, or add shell = true to have /bin/sh run it"
+
+
+def _check_signal(values: Mapping[str, Any]) -> Iterator[Problem]:
+    name = values.get("stop_signal")
+    if isinstance(name, str) and f"SIG{name.removeprefix('SIG')}" not in signal.Signals.__members__:
+        known = [member.removeprefix("SIG") for member in signal.Signals.__members__]
+        near = difflib.get_close_matches(name[:20].upper().removeprefix("SIG"), known, n=1)
+        yield Problem(
+            ("stop_signal",), f": no such signal; {f'did you mean {near[0]}?' if near else 'common ones are TERM, INT, HUP, QUIT'}"
+        )
+
+
+def _check_environment(values: Mapping[str, Any]) -> Iterator[Problem]:
+    tables = {key: values[key] for key in HIDDEN if isinstance(values.get(key), dict)}
+    for key, table in tables.items():
+        for name in table:
+            if not re.fullmatch(ENVIRONMENT_NAME, name):
+                yield Problem((key, name), ": not a variable's name; letters, digits and _ make one, and no digit comes first")
+            elif name.startswith(RESERVED_PREFIX):
+                yield Problem((key, name), f": names that begin with {RESERVED_PREFIX} are fleetctl's own")
+    for name, reference in tables.get("secret_env", {}).items():
+        if name in tables.get("environment", {}):
+            yield Problem(("secret_env", name), ": is in environment too; keep one of them")
+        if isinstance(reference, str) and not re.fullmatch(SECRET_REFERENCE, reference, re.DOTALL):
+            yield Problem(
+                ("secret_env", name), ': must say where the value is, "env:NAME" or "file:PATH"; the value itself does not belong here'
+            )
+
+
+def _check_env_file(values: Mapping[str, Any]) -> Iterator[Problem]:
+    if values.get("env_file") == "":
+        yield Problem(("env_file",), ": must be a file's name")
+
+
+# Those of one setting say more than pydantic, so they come before it; those of several need sound values, and come after it.
+_RULES = (_check_command, _check_signal, _check_environment, _check_env_file)
+_RULES_OF_SEVERAL = (_check_replicas, _check_pairs)
+
+
+def _unsupported(values: Mapping[str, Any], *, even_defaults: bool) -> Iterator[Problem]:
+    """Settings that would do nothing yet: better refused than ignored. A stored spec has them all, at their defaults."""
+    for info in settings():
+        value = NOWHERE if info.supported else find(values, tuple(info.key.split(".")))
+        if value is not NOWHERE and (even_defaults or value != info.default):
+            yield Problem(tuple(info.key.split(".")), ": not supported yet; leave it out")
+
+
+def find(values: object, path: KeyPath) -> Any:  # Any: a JSON value, or NOWHERE
+    for part in path:
+        table = dict(enumerate(values)) if isinstance(values, list | tuple) else values
+        if not isinstance(table, Mapping) or part not in table:
+            return NOWHERE
+        values = table[part]
+    return values
+
+
+def dotted(path: KeyPath) -> str:
+    """("fleet", 0, "logs", "keep") -> fleet[0].logs.keep"""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", part) else _quoted(part))
+    return text
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, on one line, without control characters."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 1 << 63 else "a huge number"
+    if isinstance(value, float):
+        return str(int(value)) if math.isfinite(value) and value == int(value) and abs(value) < 1e15 else str(value)
+    if isinstance(value, list | tuple):
+        return _shown_list(value) if all(isinstance(item, str) for item in value) else "a list"
+    return "a table" if isinstance(value, Mapping) else plain(str(value))
+
+
+def _shown_list(items: Sequence[str]) -> str:
+    more = ", ..." if len(items) > 8 else ""
+    return "[" + ", ".join(_quoted(item) for item in items[:8]) + more + "]"
+
+
+def _quoted(text: str) -> str:
+    return '"' + plain(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def plain(text: str) -> str:
+    """Cut to 80 characters, and with escapes for what a terminal would act on."""
+    cut = text if len(text) <= 80 else text[:77] + "..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in cut)
