@@ -165,7 +165,8 @@ def schema() -> dict[str, Any]:
 
 
 def _definition(reference: Mapping[str, Any]) -> str:
-    return str(reference["$ref"]).rpartition("/")[2]
+    plain = reference if "$ref" in reference else reference["allOf"][0]  # pydantic before 2.9 wraps a reference that has a default
+    return str(plain["$ref"]).rpartition("/")[2]
 
 
 def _drop_unsupported(table: dict[str, Any], prefix: str) -> None:
