@@ -198,6 +198,7 @@ class Agent:
 
     The boot's monotonic clock is the same for every process of a boot, so deadlines stay true over the daemon's death.
     `leader_exit` is set from the leader's exit until the rest of its process tree is gone; `leaving`: not replaced when gone.
+    `rolled`: its process replaced an outdated one and has not been ready since.
     """
 
     id: str
@@ -220,6 +221,7 @@ class Agent:
     stop_sent: bool = False
     leaving: bool = False
     replace: Replace = Replace.NO
+    rolled: bool = False
     last_exit: Exit | None = None
     from_warm_pool: bool = False
     note: str = ""

@@ -149,7 +149,9 @@ class Supervisor:
                 case Start(agent):
                     starting.append(agent)
                 case BecomeReady(agent):
-                    self._put(replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, ready_deadline=None, note=""))
+                    self._put(
+                        replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, ready_deadline=None, note="")
+                    )
                     self._tell("agent.ready", f"{agent.id} is ready", agent)
                 case Drain(agent, leaving, reason):
                     self._drain(agent, leaving, reason)
@@ -186,6 +188,8 @@ class Supervisor:
                 token=secrets.token_hex(16),
                 spec_hash=self.wish.spec.process_hash,
                 replace=Replace.NO,
+                rolled=agent.replace is Replace.ROLLING or agent.spec_hash not in ("", self.wish.spec.process_hash),
+                restarts=agent.restarts + (agent.started_at is not None),
                 process=None,
                 retry_deadline=None,
                 note="starting",
@@ -285,14 +289,13 @@ class Supervisor:
             self._put(replace(gone, state=move(agent.state, Move.FINISH)))
             self._tell("agent.stopped", f"{agent.id} stopped ({exit})", agent)
         elif asked:
-            self._put(replace(gone, state=move(agent.state, Move.START), replace=Replace.NO, restarts=agent.restarts + 1, failures=()))
+            self._put(replace(gone, state=move(agent.state, Move.START), failures=()))
             self._tell("agent.stopped", f"{agent.id} stopped for its restart ({exit})", agent)
         else:
             verdict = restarts.after_exit(
                 self.wish.spec.restart, agent.failures, exit, uptime_seconds=uptime, now=now, jitter=self._random.random()
             )
-            counted = replace(gone, restarts=agent.restarts + (verdict.state is AgentState.BACKOFF))
-            self._apply(counted, verdict, now)
+            self._apply(gone, verdict, now)
             self._tell("agent.exited", f"{agent.id}: {exit}", agent)
             if verdict.state is AgentState.FAILED:
                 self._tell_failure(agent, verdict.note)

@@ -158,22 +158,26 @@ def _replacements(spec: FleetSpec, staying: Sequence[Agent]) -> list[Action]:
     A replacement that fails stops the roll, so that a bad change never takes the whole fleet.
     """
     at_once = [agent for agent in staying if agent.replace is Replace.AT_ONCE and _can_drain(agent)]
-    actions: list[Action] = [Drain(agent, leaving=False, reason="restart") for agent in at_once]
+    if at_once:
+        return [Drain(agent, leaving=False, reason="restart") for agent in at_once]
     wanted = spec.process_hash
-    outdated = [
-        agent
-        for agent in staying
-        if agent.replace is not Replace.AT_ONCE and (agent.replace is Replace.ROLLING or (agent.spec_hash and agent.spec_hash != wanted))
-    ]
+    outdated = [agent for agent in staying if agent.replace is Replace.ROLLING or agent.spec_hash not in ("", wanted)]
     names = {agent.id for agent in outdated}
-    unsettled = [agent for agent in staying if agent.id not in names and not agent.ready and agent.state is not AgentState.TERMINATED]
-    moving = [agent for agent in outdated if agent.state is AgentState.DRAINING]
-    if actions or unsettled or moving:
-        return actions
+    if any(_moving(agent) for agent in outdated) or any(_unsettled(agent) for agent in staying if agent.id not in names):
+        return []
     for agent in sorted(outdated, key=lambda agent: (agent.ready, agent.slot)):
         if _can_drain(agent):
-            reason = "restart" if agent.replace is Replace.ROLLING else "the spec changed"
-            return [Drain(agent, leaving=False, reason=reason)]
-        if agent.process is None and agent.replace is Replace.NO and agent.state in (AgentState.FAILED, AgentState.TERMINATED):
+            return [Drain(agent, leaving=False, reason="restart" if agent.replace is Replace.ROLLING else "the spec changed")]
+        if agent.state in (AgentState.FAILED, AgentState.TERMINATED):
             return [Start(agent)]
     return []
+
+
+def _moving(agent: Agent) -> bool:
+    """Whether it is between its old process and its new one."""
+    return agent.state is AgentState.DRAINING or (agent.state is AgentState.STARTING and agent.process is None)
+
+
+def _unsettled(agent: Agent) -> bool:
+    """Whether the roll has to wait for it. One that had failed before, or has completed, is not waited for."""
+    return agent.state in (AgentState.STARTING, AgentState.DRAINING, AgentState.BACKOFF) or (agent.rolled and not agent.ready)

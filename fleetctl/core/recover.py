@@ -37,14 +37,14 @@ def recover(
     ended: list[str] = []
     strays: list[str] = []
     for record in records:
-        tree = by_token.pop(record.token, None)
-        agent = _recover_one(record, tree, identities.get(record.id), boot_id=boot_id, now=now, wall=wall)
+        agent = _recover_one(record, identities.get(record.id), boot_id=boot_id, wall=wall)
         table[agent.id] = agent
         if agent.process is not None:
+            by_token.pop(agent.token, None)
             (ended if agent.leader_exit else adopted).append(agent.id)
     for tree in sorted(by_token.values(), key=lambda tree: tree.started_at):
         known = table.get(tree.agent_id)
-        if tree.leader is not None and (known is None or (known.process is None and not known.leaving)):
+        if tree.leader is not None and (known is None or _awaits_its_process(known)):
             table[tree.agent_id] = _adopt(tree, known, now)
             adopted.append(tree.agent_id)
         else:
@@ -54,27 +54,11 @@ def recover(
     return Recovery(agents=tuple(table.values()), adopted=tuple(adopted), ended=tuple(ended), strays=tuple(strays))
 
 
-def _recover_one(record: Agent, tree: Found | None, identity: Identity | None, *, boot_id: str, now: float, wall: float) -> Agent:
-    if record.process is not None and record.process.boot_id != boot_id:
-        # Times of another boot's clock mean nothing now.
-        fresh = replace(
-            record,
-            process=None,
-            started_clock=None,
-            ready=False,
-            ready_deadline=None,
-            drain_deadline=None,
-            failures=(),
-            leader_exit=None,
-            stop_sent=False,
-        )
-        if record.leaving:
-            return replace(fresh, state=AgentState.TERMINATED)
-        return replace(fresh, state=AgentState.STARTING, note="the machine was rebooted", retry_deadline=None)
+def _recover_one(record: Agent, identity: Identity | None, *, boot_id: str, wall: float) -> Agent:
     if record.process is None:
-        if tree is None or tree.leader is None:
-            return record
-        return replace(record, process=tree.leader, started_at=tree.started_at, started_clock=tree.started_clock, ready_deadline=now)
+        return record
+    if record.process.boot_id != boot_id:
+        return _rebooted(record)
     match identity:
         case Identity.MATCH:
             return record
@@ -82,6 +66,30 @@ def _recover_one(record: Agent, tree: Found | None, identity: Identity | None, *
             return record if record.leader_exit else replace(record, leader_exit=Exit(at=wall))
         case _:
             return replace(record, note="its identity cannot be verified: it is left alone")
+
+
+def _rebooted(record: Agent) -> Agent:
+    """Nothing recorded before a reboot lives, and times of another boot's clock mean nothing."""
+    fresh = replace(
+        record,
+        process=None,
+        started_clock=None,
+        ready=False,
+        ready_deadline=None,
+        retry_deadline=None,
+        drain_deadline=None,
+        failures=(),
+        leader_exit=None,
+        stop_sent=False,
+    )
+    if record.leaving:
+        return replace(fresh, state=AgentState.TERMINATED)
+    return replace(fresh, state=AgentState.STARTING, note="the machine was rebooted")
+
+
+def _awaits_its_process(agent: Agent) -> bool:
+    """Whether its start was on record when the daemon died, but not yet the process."""
+    return agent.process is None and agent.state is AgentState.STARTING
 
 
 def _adopt(tree: Found, known: Agent | None, now: float) -> Agent:
