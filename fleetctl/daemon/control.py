@@ -16,7 +16,7 @@ import fleetctl
 from fleetctl import config
 from fleetctl.core.reconcile import Mode, Wish
 from fleetctl.core.recover import recover
-from fleetctl.errors import NotFound, UsageError
+from fleetctl.errors import ConfigError, NotFound, UsageError
 from fleetctl.fleet import FleetManager, check_replicas
 from fleetctl.host import logs, metrics, procfs
 from fleetctl.host.clock import SystemClock
@@ -239,6 +239,8 @@ class Control:
         wanted = config.spec_from_json(spec)
         if wanted.name != name:
             raise UsageError(f"the spec is of fleet {wanted.name}, not {name}")
+        if not os.path.isabs(wanted.cwd):
+            raise ConfigError(f"cwd = {wanted.cwd!r}: must be absolute, because the daemon has a working directory of its own")
         known = self.fleets.get(name)
         if known is not None and not replicas_given and not known.wish.down:
             # What was scaled by hand stays so until a size is asked for.
