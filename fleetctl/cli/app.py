@@ -1,0 +1,186 @@
+"""The entry of the command line: which command lives in which module, and the one place that prints errors and chooses the exit status.
+
+Only the command that is called gets imported and built: the others would cost more than the work itself.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from fleetctl.cli.terminal import ReaderGone, emit, say
+from fleetctl.errors import EXIT_FAILED, FleetctlError, UsageError
+
+# In the order of the help. A name stands for the function, or the typer.Typer with commands of its own, in the module.
+FAMILIES = {
+    "up": ("up",),
+    "change": ("down", "scale"),
+    "look": ("status", "ps"),
+    "logs": ("logs",),
+    "restart": ("restart",),
+    "explore": ("inspect", "history", "events"),
+    "wait": ("wait",),
+    "daemon": ("daemon",),
+    "config": ("config",),
+    "doctor": ("doctor",),
+    "completion": ("completion", "__complete"),
+}
+MODULES = {command: module for module, commands in FAMILIES.items() for command in commands}
+HIDDEN = {"__complete"}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that nothing on the way takes it for a failure of its own."""
+
+
+class LazyGroup(TyperGroup):
+    """All commands by name; imports and builds the one that is asked for."""
+
+    # Any: typer's contexts and commands come from a private module that the types of these methods would have to name.
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | TyperGroup | None:
+        if cmd_name.startswith("-"):
+            return None  # typer says which options there are
+        if cmd_name not in MODULES:
+            raise UsageError(f"no such command: {cmd_name}", hint=_nearest(cmd_name))
+        found = getattr(import_module(f"fleetctl.cli.{MODULES[cmd_name]}"), cmd_name.strip("_"))
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
+            # A number such as -2 looks like an option; `scale` reads what it does not know itself.
+            settings = {"ignore_unknown_options": True} if cmd_name in ("scale", "__complete") else {}
+            found.command(cmd_name, hidden=cmd_name in HIDDEN, context_settings=settings)(function)
+        command = get_command(found)
+        assert isinstance(command, TyperCommand | TyperGroup)
+        command.name = cmd_name
+        return command
+
+
+def _nearest(word: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, set(MODULES) - HIDDEN, n=1)
+    return f"did you mean `fleetctl {near[0]}`?" if near else "`fleetctl --help` lists the commands"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from fleetctl import __version__
+
+        emit(f"fleetctl {__version__}\n")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: fleetctl up --replicas 5, then fleetctl status, fleetctl scale 10, fleetctl down.",
+)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    state_dir: Annotated[
+        str | None, typer.Option("--state-dir", metavar="DIR", help="Where everything is kept (default: FLEETCTL_STATE_DIR, else per user)")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop")] = False,
+) -> None:
+    """Keeps fleets of agent processes running on this machine."""
+    if ctx.invoked_subcommand is None:
+        emit(ctx.get_help() + "\n")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit status, having said on stderr what went wrong."""
+    try:
+        status = get_command(app).main(args=arguments, prog_name="fleetctl", standalone_mode=False)
+        sys.stdout.flush()
+    except (ReaderGone, BrokenPipeError):
+        _forget_stdout()
+        return 0  # whoever reads, `head` say, has seen enough: no failure of ours
+    except KeyboardInterrupt:
+        return 130
+    except Terminated:
+        return 143
+    except FleetctlError as error:
+        return _fail(error.message, error.hint, error.exit_status)
+    except typer.TyperException as error:
+        path = getattr(getattr(error, "ctx", None), "command_path", "fleetctl")
+        return _fail(error.format_message(), f"`{path} --help` explains", error.exit_code)
+    except typer.Abort:
+        return _fail("cancelled", "", EXIT_FAILED)
+    except Exception as error:
+        return _internal_error(error)
+    return _code(status)
+
+
+def _code(status: object) -> int:
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, hint: str, status: int) -> int:
+    from fleetctl.cli.render import clean
+
+    first, *more = message.splitlines() or [""]
+    text = "\n".join([f"error: {clean(first)}", *(f"  {clean(line)}" for line in more), *([f"hint: {clean(hint)}"] if hint else [])])
+    _complain(text)
+    return status
+
+
+def _internal_error(error: Exception) -> int:
+    if os.environ.get("FLEETCTL_DEBUG"):
+        import traceback
+
+        _complain(traceback.format_exc().rstrip())
+    _complain(
+        f"internal error: {type(error).__name__}: {error}\n"
+        "hint: this is a fault of fleetctl; please report it, with what FLEETCTL_DEBUG=1 and the same command print"
+    )
+    return EXIT_FAILED
+
+
+def _complain(text: str) -> None:
+    """Behind what was said on stdout so far."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
+    say(text)
+
+
+def _forget_stdout() -> None:
+    """Send what is still buffered nowhere, so that the last flush does not complain."""
+    with contextlib.suppress(OSError, ValueError):  # stdout may be closed, or no file at all
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def main() -> None:
+    """The program `fleetctl`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    status = run()
+    if "asyncio" in sys.modules:
+        sys.exit(status)  # the daemon: an orderly end of the interpreter, whatever it costs
+    # Taking the interpreter down costs as much as starting it did; the system does it for nothing.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,151 @@
+"""`config`: write, check and show fleet.toml."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleetctl.cli.options import DryRun, Json
+from fleetctl.cli.terminal import emit, emit_json, emit_lines, say, width
+from fleetctl.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from fleetctl.config import Loaded
+
+config = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, invoke_without_command=True)
+File = Annotated[str | None, typer.Argument(metavar="FILE", help="Default: fleet.toml here", show_default=False)]
+
+
+@config.callback()
+def choose(ctx: typer.Context) -> None:
+    """Write, check and show fleet.toml.
+
+    \b
+    Examples:
+      fleetctl config init
+      fleetctl config check
+    """
+    if ctx.invoked_subcommand is None:
+        emit(ctx.get_help() + "\n")
+
+
+@config.command()
+def init(
+    file: File = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="FLEET", help="The fleet's name; default: that of the folder", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a first fleet.toml, with every setting explained.
+
+    \b
+    Examples:
+      fleetctl config init
+      fleetctl config init --name web --dry-run
+    """
+    import re
+
+    from fleetctl.config import starter
+    from fleetctl.models import NAME_PATTERN
+
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(f"--name {name}: lower-case letters, digits and dashes, at most 40 of them")
+    folder = re.sub(r"[^a-z0-9]+", "-", Path.cwd().name.lower()).strip("-")[:40].strip("-")
+    text = starter(name or folder or "demo")
+    if dry_run:
+        emit(text)
+        return
+    path = Path(file or "fleet.toml")
+    try:
+        with open(path, "w" if force else "x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already", hint="--force writes over it; `fleetctl config check` checks it") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    say(f"wrote {path}; next: `fleetctl up`")
+
+
+@config.command()
+def check(file: File = None, json: Json = False) -> None:
+    """Check a file without starting anything; exit status 6 and every problem when it is not valid.
+
+    \b
+    Examples:
+      fleetctl config check
+      fleetctl config check deploy/fleet.toml
+    """
+    from fleetctl.config import check_runnable
+
+    path, loaded = _load(file)
+    for one in loaded:
+        check_runnable(one.spec)
+    names = [one.spec.name for one in loaded]
+    if json:
+        emit_json({"schema": "fleetctl/config-check/v1", "file": str(path), "valid": True, "fleets": names})
+    else:
+        emit(f"{path} is valid: {', '.join(names)}\n")
+
+
+@config.command()
+def show(file: File = None, json: Json = False) -> None:
+    """Show every setting with its value and where that came from. Values of environment variables are hidden.
+
+    \b
+    Examples:
+      fleetctl config show
+      fleetctl config show --json
+    """
+    from fleetctl.cli.render import Column, flatten, or_dash, table
+    from fleetctl.config import spec_to_json
+
+    path, loaded = _load(file)
+    described = []
+    for one in loaded:
+        values = spec_to_json(one.spec)
+        values["environment"] = dict.fromkeys(values["environment"], "***")
+        described.append((values, one.sources))
+    if json:
+        fleets = [{"name": values["name"], "settings": values, "sources": dict(sources)} for values, sources in described]
+        emit_json({"schema": "fleetctl/config/v1", "file": str(path), "fleets": fleets})
+        return
+    columns = (
+        Column("SETTING", lambda row: row[0]),
+        Column("VALUE", lambda row: or_dash(" ".join(map(str, row[1])) if isinstance(row[1], list) else row[1]), least=5, shrink=True),
+        Column("FROM", lambda row: row[2], drop=1),
+    )
+    for values, sources in described:
+        rows = [(key, value, _source(sources, key)) for key, value in flatten(values)]
+        emit_lines([[(f"# {values['name']}", "dim")], *table(columns, rows, width())])
+
+
+def _source(sources: "dict[str, str] | object", key: str) -> str:
+    """Where the setting came from; entries of a table, such as environment.PATH, come from where the table did."""
+    assert hasattr(sources, "get")
+    return str(sources.get(key) or sources.get(key.partition(".")[0]) or "default")
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON Schema of fleet.toml, for editors.
+
+    \b
+    Example:
+      fleetctl config schema > fleet.schema.json
+    """
+    import json
+
+    from fleetctl.config import schema as json_schema
+
+    emit(json.dumps(json_schema(), indent=2) + "\n")
+
+
+def _load(file: str | None) -> "tuple[Path, list[Loaded]]":
+    from fleetctl.config import find_file, load_file
+
+    path = find_file(file, Path.cwd())
+    if path is None:
+        raise ConfigError("there is no fleet.toml here", hint="`fleetctl config init` writes one")
+    return path, load_file(path)

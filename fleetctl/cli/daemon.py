@@ -1,0 +1,140 @@
+"""`daemon`: the process that looks after the fleets, in the foreground or in the background."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fleetctl.cli.options import Json, StateDir, Timeout, positive_seconds
+from fleetctl.cli.terminal import emit, emit_json, say
+from fleetctl.engines.local import LocalEngine
+from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable, UsageError
+
+daemon = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, invoke_without_command=True)
+
+
+@daemon.callback()
+def foreground(
+    ctx: typer.Context,
+    background: Annotated[bool, typer.Option("--background", hidden=True)] = False,
+    hold: Annotated[bool, typer.Option("--hold", hidden=True)] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Run the daemon in the foreground, for service managers and containers; SIGTERM and Ctrl-C stop its agents first.
+
+    \b
+    Examples:
+      fleetctl daemon
+      fleetctl daemon start
+      fleetctl daemon stop --keep
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from fleetctl.daemon.main import run
+
+    raise typer.Exit(run(LocalEngine(state_dir).paths.root, background=background, hold=hold))
+
+
+@daemon.command()
+def start(json: Json = False, state_dir: StateDir = None) -> None:
+    """Start the daemon in the background, unless one runs already.
+
+    \b
+    Example:
+      fleetctl daemon start
+    """
+    with LocalEngine(state_dir) as engine:
+        started = engine.ensure_daemon()
+        info = engine.client.daemon()
+    if json:
+        emit_json({**info, "started": started is not None})
+    elif started is None:
+        emit(f"the daemon runs already (pid {info['pid']})\n")
+    else:
+        emit(f"started the daemon (pid {started})\n")
+
+
+@daemon.command()
+def stop(
+    keep: Annotated[bool, typer.Option("--keep", help="Let the agents run on; the next daemon takes them back")] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Stop the agents first; they come back with the next daemon")] = False,
+    timeout: Timeout = None,
+    json: Json = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Stop the daemon. Asks what is to become of the agents, if there are any and nothing says so.
+
+    \b
+    Examples:
+      fleetctl daemon stop --keep
+      fleetctl daemon stop --drain
+    """
+    limit = positive_seconds(timeout)
+    if keep and drain:
+        raise UsageError("either --keep or --drain")
+    with LocalEngine(state_dir) as engine:
+        try:
+            agents = [agent["id"] for fleet in engine.client.status()["fleets"] for agent in fleet["agents"] if agent["pid"]]
+            mode = "drain" if drain else "keep" if keep or not agents else _ask(len(agents))
+            pid = engine.stop_daemon(mode, limit)
+        except DaemonUnreachable:
+            if json:
+                emit_json({"schema": "fleetctl/shutdown/v1", "mode": None, "pid": None, "agents": []})
+            else:
+                say("no daemon runs")
+            return
+    if json:
+        emit_json({"schema": "fleetctl/shutdown/v1", "mode": mode, "pid": pid, "agents": agents})
+        return
+    fate = "" if not agents else f"; its {len(agents)} agents {'have stopped' if mode == 'drain' else 'run on'}"
+    emit(f"the daemon (pid {pid}) has ended{fate}\n")
+
+
+def _ask(agents: int) -> str:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            f"{agents} agents run", hint="say what is to become of them: `fleetctl daemon stop --keep` or `fleetctl daemon stop --drain`"
+        )
+    answer: str = typer.prompt(f"{agents} agents run. Keep them running, or drain (stop) them? [keep/drain]", err=True)
+    word = answer.strip().lower()
+    for mode in ("keep", "drain"):
+        if word and mode.startswith(word):
+            return mode
+    raise UsageError(f"{word!r} is neither keep nor drain; nothing was done")
+
+
+@daemon.command()
+def status(
+    check: Annotated[bool, typer.Option("--check", help="Exit status 3 when no daemon runs")] = False,
+    json: Json = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Show whether a daemon runs, and what it looks after.
+
+    \b
+    Examples:
+      fleetctl daemon status
+      fleetctl daemon status --check --json
+    """
+    from fleetctl.cli.render import duration
+
+    with LocalEngine(state_dir) as engine:
+        try:
+            info = engine.client.daemon()
+        except DaemonUnreachable as error:
+            if json:
+                emit_json({"schema": "fleetctl/daemon/v1", "alive": False, "pid": None, "state_dir": engine.paths.root, "fleets": []})
+            else:
+                emit(f"no daemon runs for {engine.paths.root}\n")
+                say(f"{error.message}; `fleetctl daemon start` or `fleetctl up` starts one")
+            if check:
+                raise typer.Exit(EXIT_NOT_DESIRED) from None
+            return
+    if json:
+        emit_json(info)
+    else:
+        emit(
+            f"the daemon runs (pid {info['pid']}, up {duration(info['uptime_seconds'])})\n"
+            f"state directory: {info['state_dir']}\n"
+            f"fleets: {', '.join(info['fleets']) or 'none'}\n"
+        )

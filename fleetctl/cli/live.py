@@ -1,0 +1,43 @@
+"""The live table of `status`: redrawn when something changed, at most as often as asked, no larger than the terminal. Needs rich."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from fleetctl.cli import render
+from fleetctl.errors import DaemonUnreachable
+
+if TYPE_CHECKING:
+    from fleetctl.daemon.wire import Status
+    from fleetctl.engines.local import LocalEngine
+
+FOOT_LINES = 2
+
+
+def show_status(engine: "LocalEngine", fleet: str | None, seconds: float, console: Console | None = None) -> None:
+    """Watch until interrupted. Raises DaemonUnreachable when the daemon ends, NotFound when there is no such fleet."""
+    screen = console or Console(highlight=False)
+    shown: list[render.Line] = []
+    with engine.client.watch_status(seconds, fleet) as stream, Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
+        for status in stream:
+            lines = frame(status, screen.width, screen.height)
+            if lines != shown:
+                live.update(as_text(lines), refresh=True)
+                shown = lines
+    raise DaemonUnreachable("the daemon was stopped")
+
+
+def frame(status: "Status", width: int, height: int) -> list[render.Line]:
+    """What the terminal shows: the fleets, as far as there is room, and a line on the daemon."""
+    daemon = status["daemon"]
+    foot = f"daemon pid {daemon['pid']}, up {render.duration(daemon['uptime_seconds'])}; Ctrl-C ends this view"
+    body = render.status_lines(status, width, max(3, height - FOOT_LINES - 1))
+    note: list[render.Line] = [[(render.cut(render.clean(daemon["note"]), width), "yellow")]] if daemon["note"] else []
+    return [*body, *note, [("", "")], [(render.cut(foot, width), "dim")]]
+
+
+def as_text(lines: list[render.Line]) -> Group:
+    """Text objects, in which rich reads no markup: what agents say stays as they said it."""
+    return Group(*(Text.assemble(*line, no_wrap=True, overflow="crop") for line in lines))

@@ -1,0 +1,103 @@
+"""`status` and `ps`: what there is, now."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fleetctl.cli.options import Json, StateDir
+from fleetctl.cli.terminal import emit, emit_json, emit_lines, live, say, width
+from fleetctl.engines.local import LocalEngine
+from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable, NotFound
+
+if TYPE_CHECKING:
+    from fleetctl.daemon.wire import Status
+
+LIVE_SECONDS = 0.5
+
+
+def status(
+    fleet: Annotated[str | None, typer.Argument(metavar="FLEET", help="Only this fleet", show_default=False)] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once, also on a terminal")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit status 3 unless everything is as desired")] = False,
+    json: Json = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Show fleets and their agents: live on a terminal, once in a pipe.
+
+    \b
+    Examples:
+      fleetctl status
+      fleetctl status web --once
+      fleetctl status --check --json
+    """
+    with LocalEngine(state_dir) as engine:
+        if not (once or check or json) and live(sys.stdout.isatty()):
+            from fleetctl.cli.live import show_status
+
+            show_status(engine, fleet, LIVE_SECONDS)
+            return
+        found = read_status(engine, fleet)
+        if json:
+            emit_json(found)
+        else:
+            from fleetctl.cli.render import status_lines
+
+            emit_lines(status_lines(found, width()))
+    if check and not as_desired(found):
+        raise typer.Exit(EXIT_NOT_DESIRED)
+
+
+def read_status(engine: LocalEngine, fleet: str | None = None) -> "Status":
+    """The daemon's word, else that of the state directory, saying so. NotFound where there is no such fleet."""
+    try:
+        return engine.client.status(fleet)
+    except DaemonUnreachable as error:
+        say(f"{error.message}; this is what the state directory in {engine.paths.root} and the processes tell")
+        found = engine.offline_status()
+    if fleet is not None:
+        found["fleets"] = [one for one in found["fleets"] if one["name"] == fleet]
+        if not found["fleets"]:
+            raise NotFound(f"no such fleet: {fleet}")
+    return found
+
+
+def as_desired(status: "Status") -> bool:
+    from fleetctl.cli.waiting import settled
+
+    return status["daemon"]["alive"] and all(map(settled, status["fleets"]))
+
+
+def ps(
+    all_: Annotated[bool, typer.Option("-a", "--all", help="Also agents that have ended")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the ids")] = False,
+    json: Json = False,
+    state_dir: StateDir = None,
+) -> None:
+    """List agents, one a line; as JSON always all of them. Works with a dead daemon too.
+
+    \b
+    Examples:
+      fleetctl ps
+      fleetctl ps -q
+      fleetctl ps --all --json
+    """
+    with LocalEngine(state_dir) as engine:
+        found = read_status(engine)
+    agents: list[dict[str, Any]] = [  # Any: as the daemon sent them, and the fleet's name
+        {"fleet": fleet["name"], **agent}
+        for fleet in found["fleets"]
+        for agent in fleet["agents"]
+        if all_ or json or agent["state"] != "terminated"
+    ]
+    if json:
+        emit_json({"schema": "fleetctl/ps/v1", "generated_at": found["generated_at"], "daemon": found["daemon"], "agents": agents})
+    elif quiet:
+        emit("".join(f"{agent['id']}\n" for agent in agents))
+    else:
+        from fleetctl.cli.render import ps_lines
+
+        emit_lines(ps_lines(agents, width()))
+    hidden = sum(len(fleet["agents"]) for fleet in found["fleets"]) - len(agents)
+    if hidden and not (quiet or json):
+        say(f"{hidden} more ended; `fleetctl ps -a` shows them")

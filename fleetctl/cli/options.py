@@ -1,0 +1,25 @@
+"""The options that several commands share, each defined once."""
+
+from typing import Annotated
+
+import typer
+
+
+def _from_either_place(ctx: typer.Context, value: str | None) -> str | None:
+    """The state directory given after the command, else the one given before it."""
+    before: str | None = ctx.find_root().params.get("state_dir")
+    return value or before
+
+
+StateDir = Annotated[str | None, typer.Option("--state-dir", metavar="DIR", help="Where everything is kept", callback=_from_either_place)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of words")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once, without waiting for the effect")]
+Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up waiting after this long (exit status 124)")]
+
+
+def positive_seconds(value: float | None) -> float | None:
+    """A timeout as given; 0 and None mean no limit."""
+    if value is not None and not 0 <= value <= 1e9:
+        raise typer.BadParameter("seconds, 0 or more; 0 means no limit")
+    return value or None

@@ -1,0 +1,72 @@
+"""What a command that changes things did: collected while it works, and told once at the end, as words or as one JSON object."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from fleetctl.cli.terminal import emit, emit_json, say
+from fleetctl.errors import EXIT_FAILED, FleetctlError
+
+if TYPE_CHECKING:
+    from fleetctl.daemon.wire import Change, FleetStatus
+
+
+class Outcome:
+    """The changes made, the fleets as they are now, and what failed, by fleet."""
+
+    def __init__(self, *, json: bool, dry_run: bool) -> None:
+        self.json = json
+        self.dry_run = dry_run
+        self.changes: list[Change] = []
+        self.fleets: Sequence[FleetStatus] = []
+        self.orphans: list[str] = []
+        self.failures: list[tuple[str, FleetctlError]] = []
+
+    def attempt(self, fleet: str, change: "Callable[[], Change]") -> None:
+        """Make one change and say so. A failure is kept, so that the others get their turn."""
+        try:
+            made = change()
+        except FleetctlError as error:
+            self.failures.append((fleet, error))
+            return
+        self.changes.append(made)
+        if self.json:
+            return
+        if self.dry_run:
+            emit("".join(f"{line}\n" for line in [_clean(made["message"]), *(f"  would {_clean(action)}" for action in made["actions"])]))
+        else:
+            say(_clean(made["message"]))
+
+    @property
+    def changed_fleets(self) -> list[str]:
+        return [change["fleet"] for change in self.changes]
+
+    def finish(self, words: str = "") -> None:
+        """Tell it. With exactly one failure and nothing done that failure is raised as it is, else the exit status is 1."""
+        if self.json and (self.changes or not self.failures):
+            emit_json(
+                {
+                    "schema": "fleetctl/changes/v1",
+                    "dry_run": self.dry_run,
+                    "changes": self.changes,
+                    "fleets": self.fleets,
+                    "orphans": self.orphans,
+                    "failed": [{"fleet": fleet, **error.to_json()} for fleet, error in self.failures],
+                }
+            )
+        elif words and not self.json:
+            emit(words)
+        if not self.failures:
+            return
+        if len(self.failures) == 1:
+            raise self.failures[0][1]
+        for fleet, error in self.failures:
+            say(f"error: {fleet}: {_clean(error.message)}")
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _clean(text: str) -> str:
+    from fleetctl.cli.render import clean
+
+    return clean(text)

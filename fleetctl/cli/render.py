@@ -1,0 +1,343 @@
+"""From a status, a list of events, a change ... to lines of text. Pure: no terminal, no clock, no I/O.
+
+A line is a list of segments (text, style); a style is a word or two that rich understands, and colour never says what the words do not.
+Cheap to import: nothing here needs rich.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Segment = tuple[str, str]
+Line = list[Segment]
+Object = Mapping[str, Any]  # Any: an object of the control API; its keys are listed in daemon/wire.py
+
+GAP = "  "
+_SGR = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_STATE_STYLE = {
+    "running": "green",
+    "starting": "cyan",
+    "suspended": "cyan",
+    "draining": "yellow",
+    "backoff": "yellow",
+    "failed": "bold red",
+    "terminated": "dim",
+}
+
+# Whole escape sequences go first (CSI; OSC, DCS and their kin up to their end; two-byte ones), then what is left of the control
+# characters, and the marks that turn the direction of the text around them.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]+")
+
+
+def clean(text: object) -> str:
+    """Text from outside made safe to show on one line: no escape sequences, no control characters."""
+    return _CONTROLS.sub(" ", _ESCAPES.sub("", str(text))).encode(errors="replace").decode()
+
+
+def cell_width(text: str) -> int:
+    """Columns the text takes on a terminal: East Asian wide characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(char) or char in "\u200b\u200c\u200d\ufe0f" else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def cut(text: str, width: int) -> str:
+    """The text, shortened to the width with an ellipsis where it is longer."""
+    if cell_width(text) <= width:
+        return text
+    kept, used = "", 1
+    for char in text:
+        used += cell_width(char)
+        if used > width:
+            break
+        kept += char
+    return kept + "…" if width > 0 else ""
+
+
+def plain(lines: Iterable[Line]) -> str:
+    return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
+
+
+def ansi(lines: Iterable[Line]) -> str:
+    """The lines with colours, for a terminal."""
+    return "".join("".join(_paint(*segment) for segment in line).rstrip() + "\n" for line in lines)
+
+
+def _paint(text: str, style: str) -> str:
+    codes = ";".join(_SGR[word] for word in style.split())
+    return f"\x1b[{codes}m{text}\x1b[0m" if codes and text.strip() else text
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: 4s, 3m12s, 2h05m, 4d03h."""
+    if seconds is None:
+        return "-"
+    total = max(0, int(seconds))
+    for unit, size, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if total >= size:
+            return f"{total // size}{unit}{total % size // small:02d}{smaller}"
+    return f"{total}s"
+
+
+def size(count: int | None) -> str:
+    """Bytes with a unit of 1024: 512B, 12.3M, 1.5G."""
+    if count is None:
+        return "-"
+    value = float(count)
+    for unit in "BKMGT":
+        if value < 999.5 or unit == "T":
+            break
+        value /= 1024
+    return f"{value:.0f}{unit}" if value >= 99.95 or unit == "B" else f"{value:.1f}{unit}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}%"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def moment(at: object) -> str:
+    """An RFC 3339 time as people read it, without the fraction: 2026-01-31 12:00:00Z."""
+    text = clean(at)
+    return f"{text[:10]} {text[11:19]}Z" if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", text) else text
+
+
+def last_exit(found: Object | None) -> str:
+    if not found:
+        return "-"
+    if found.get("text"):
+        return clean(found["text"])
+    if found.get("signal") is not None:
+        return f"signal {found['signal']}"
+    return "unknown" if found.get("code") is None else f"exit {found['code']}"
+
+
+class Column(NamedTuple):
+    """One column of a table. `drop`: where the line is too long, the column with the highest number goes first; 0 never goes.
+
+    `least` is the width it has at any rate, so that a live table does not jitter; `shrink` columns may be cut down to `least`.
+    """
+
+    title: str
+    value: Callable[[Any], Any]  # Any: a row in, whatever is to be shown out
+    right: bool = False
+    drop: int = 0
+    least: int = 0
+    shrink: bool = False
+    style: Callable[[Any], str] | None = None
+
+
+def table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> list[Line]:
+    """A header and a line a row, no longer than the width (None: as long as it takes)."""
+    cells = [[clean(column.value(row)) for row in rows] for column in columns]
+    kept = [index for index, column in enumerate(columns) if not column.shrink or any(text not in ("", "-") for text in cells[index])]
+    widths = {index: max([len(columns[index].title), columns[index].least, *map(cell_width, cells[index])]) for index in kept}
+    kept = _fit(columns, kept, widths, width)
+    header: Line = [("", "")]
+    lines: list[Line] = [header, *([("", "")] for _ in rows)]
+    for position, index in enumerate(kept):
+        column, last = columns[index], position == len(kept) - 1
+        for line, text, style in zip(
+            lines,
+            [column.title, *cells[index]],
+            ["bold", *(column.style(row) if column.style else "" for row in rows)],
+            strict=True,
+        ):
+            text = cut(text, widths[index])
+            space = " " * (widths[index] - cell_width(text))
+            before, after = (space, "") if column.right else ("", "" if last else space)
+            line += [(before, ""), (text, style), (after + ("" if last else GAP), "")]
+    return lines
+
+
+def _fit(columns: Sequence[Column], kept: list[int], widths: dict[int, int], width: int | None) -> list[int]:
+    """The columns that stay; cuts down those that may shrink, in place."""
+
+    def excess() -> int:
+        return 0 if width is None else sum(widths[index] for index in kept) + len(GAP) * (len(kept) - 1) - width
+
+    def spare(index: int) -> int:
+        return widths[index] - max(columns[index].least, len(columns[index].title)) if columns[index].shrink else 0
+
+    while excess() > sum(map(spare, kept)) and (droppable := [index for index in kept if columns[index].drop]):
+        kept = [index for index in kept if index != max(droppable, key=lambda index: columns[index].drop)]
+    for index in reversed(kept):
+        widths[index] -= min(max(0, excess()), spare(index))
+    for index in sorted(kept, key=lambda index: -widths[index]):  # a terminal of a few columns: cut whatever is longest
+        widths[index] -= min(max(0, excess()), widths[index] - min(4, widths[index]))
+    return kept
+
+
+def state_text(agent: Object) -> str:
+    """The state in words; an agent that runs and is not ready yet says so."""
+    return f"{agent['state']}, not ready" if agent["state"] == "running" and not agent["ready"] else str(agent["state"])
+
+
+def state_style(agent: Object) -> str:
+    return "cyan" if agent["state"] == "running" and not agent["ready"] else _STATE_STYLE.get(str(agent["state"]), "")
+
+
+def or_dash(value: object) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+_AGENT = Column("AGENT", lambda agent: agent["id"], least=8)
+_FLEET = Column("FLEET", lambda agent: agent["fleet"], drop=6)
+_STATE = Column("STATE", state_text, least=9, style=state_style)
+_NUMBERS = (
+    Column("PID", lambda agent: or_dash(agent["pid"]), right=True, drop=3, least=7),
+    Column("CPU", lambda agent: percent(agent["cpu_percent"]), right=True, drop=4, least=6),
+    Column("MEMORY", lambda agent: size(agent["memory_bytes"]), right=True, drop=5, least=6),
+    Column("UPTIME", lambda agent: duration(agent["uptime_seconds"]), right=True, drop=2, least=6),
+    Column("RESTARTS", lambda agent: agent["restarts"], right=True, drop=7),
+    Column("LAST EXIT", lambda agent: last_exit(agent["last_exit"]), drop=8, shrink=True),
+    Column("NOTE", lambda agent: agent["note"], drop=1, least=12, shrink=True),
+)
+STATUS_COLUMNS = (_AGENT, _STATE, *_NUMBERS)
+PS_COLUMNS = (_AGENT, _FLEET, _STATE, *_NUMBERS)
+
+
+def fleet_title(fleet: Object) -> Line:
+    """`demo  5 of 5 ready`, what it runs, and whether it is going."""
+    ready, desired = fleet["ready_replicas"], fleet["desired_replicas"]
+    line: Line = [(clean(fleet["name"]), "bold"), ("  ", ""), (f"{ready} of {desired} ready", "green" if ready == desired else "yellow")]
+    if fleet.get("down"):
+        line.append((", being taken down", "yellow"))
+    if fleet["autoscaling"] and fleet["autoscaling"].get("enabled"):
+        line.append((", autoscaling", ""))
+    warm = fleet["warm_pool"]
+    if warm and warm.get("enabled"):
+        line.append((f", {warm.get('current_size')} of {warm.get('target_size')} warm", ""))
+    return [*line, ("  ", ""), (clean(" ".join(map(str, fleet.get("command") or ()))), "dim")]
+
+
+def clip(line: Line, width: int | None) -> Line:
+    """The line, no longer than the width."""
+    if width is None or sum(cell_width(text) for text, _ in line) <= width:
+        return line
+    clipped, left = [], width
+    for text, style in line:
+        clipped.append((cut(text, left), style))
+        left -= cell_width(clipped[-1][0])
+        if cell_width(text) > cell_width(clipped[-1][0]):
+            break
+    return clipped
+
+
+def fleet_lines(fleet: Object, width: int | None) -> list[Line]:
+    lines = [clip(fleet_title(fleet), width)]
+    lines += [clip([(f"note: {clean(note)}", "yellow")], width) for note in fleet.get("notes") or ()]
+    return lines + (table(STATUS_COLUMNS, fleet["agents"], width) if fleet["agents"] else [[("no agents", "dim")]])
+
+
+def status_lines(status: Object, width: int | None, height: int | None = None) -> list[Line]:
+    """All fleets, one below the other; with a height, cut off there with a word on what is missing."""
+    lines: list[Line] = []
+    for fleet in status["fleets"]:
+        lines += [[("", "")]] if lines else []
+        lines += fleet_lines(fleet, width)
+    lines = lines or [[("no fleets; `fleetctl up` starts one", "dim")]]
+    if height is not None and len(lines) > height:
+        hidden = len(lines) - height + 1
+        lines = [*lines[: height - 1], [(cut(f"... {count(hidden, 'more line')}; `fleetctl ps` shows all", width or 200), "dim")]]
+    return lines
+
+
+def ps_lines(agents: Sequence[Object], width: int | None) -> list[Line]:
+    return table(PS_COLUMNS, agents, width)
+
+
+HISTORY_COLUMNS = (
+    Column("TIME", lambda entry: moment(entry["at"])),
+    Column("FLEET", lambda entry: entry["fleet"], drop=3),
+    Column("CHANGE", lambda entry: f"{entry['current_replicas']} -> {entry['target_replicas']}"),
+    Column("CAUSE", lambda entry: or_dash(entry.get("cause")), drop=2),
+    Column("REASON", lambda entry: entry["reason"], least=10, shrink=True),
+)
+
+
+def history_lines(entries: Sequence[Object], width: int | None) -> list[Line]:
+    return table(HISTORY_COLUMNS, entries, width) if entries else [[("no decisions yet", "dim")]]
+
+
+def event_line(event: Object) -> Line:
+    """One event; columns that stay where they are, because a stream has no table to fit them to."""
+    who = event.get("agent_id") or event.get("fleet") or "-"
+    return [
+        (moment(event["at"]), "dim"),
+        (f"  {clean(event['kind']):<16}  ", "cyan"),
+        (f"{clean(who):<16}  ", "bold"),
+        (clean(event["message"]), ""),
+    ]
+
+
+def fields(pairs: Sequence[tuple[str, object]], width: int | None = None) -> list[Line]:
+    """`name: value` lines, aligned."""
+    wide = max((len(name) for name, _ in pairs), default=0)
+    return [clip([(f"{name + ':':<{wide + 1}}  ", "bold"), (clean(or_dash(value)), "")], width) for name, value in pairs]
+
+
+def agent_lines(agent: Object, width: int | None) -> list[Line]:
+    """All that is known about one agent."""
+    lines = fields(
+        [
+            ("Agent", agent["id"]),
+            ("Fleet", f"{agent['fleet']}, slot {agent['slot']}"),
+            ("State", state_text(agent)),
+            ("Note", agent["note"]),
+            ("Pid", agent["pid"]),
+            ("Uptime", duration(agent["uptime_seconds"])),
+            ("CPU", percent(agent["cpu_percent"])),
+            ("Memory", size(agent["memory_bytes"])),
+            ("Restarts", agent["restarts"]),
+            ("Last exit", last_exit(agent["last_exit"])),
+            ("Created", moment(agent["created_at"])),
+            ("Started", moment(agent["started_at"]) if agent["started_at"] else None),
+            ("Command", " ".join(map(str, agent["command"]))),
+            ("Folder", agent["cwd"]),
+            ("Log", agent["log_path"]),
+            ("State dir", agent["state_directory"]),
+            ("Environment", ", ".join(agent["environment"]) or None),
+        ],
+        width,
+    )
+    if agent["processes"]:
+        lines += [[("", "")], [("Processes", "bold")], *table(_PROCESS_COLUMNS, agent["processes"], width)]
+    return lines
+
+
+_PROCESS_COLUMNS = (
+    Column("PID", lambda process: process["pid"], right=True, least=7),
+    Column("PARENT", lambda process: process["ppid"], right=True, drop=2, least=7),
+    Column("STATE", lambda process: process["state"], drop=1),
+    Column("COMMAND", lambda process: _words(process["command"]), least=10, shrink=True),
+)
+
+
+def _words(command: object) -> str:
+    return " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
+
+
+def spec_lines(fleet: Object, width: int | None) -> list[Line]:
+    """A fleet's settings, then its agents."""
+    flat = [(key, _words(value) if isinstance(value, list) else value) for key, value in flatten(fleet["spec"])]
+    return [*fleet_lines(fleet, width), [("", "")], [("Settings", "bold")], *fields(flat, width)]
+
+
+def flatten(value: Object, prefix: str = "") -> list[tuple[str, object]]:
+    """The leaves of nested tables, each with its key path."""
+    pairs: list[tuple[str, object]] = []
+    for key, item in value.items():
+        path = f"{prefix}{key}"
+        pairs += (
+            flatten(item, f"{path}.")
+            if isinstance(item, Mapping) and item
+            else [(path, item or None if isinstance(item, Mapping) else item)]
+        )
+    return pairs

@@ -1,0 +1,63 @@
+"""`wait`: for scripts that go on when a fleet is as they need it."""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleetctl.cli.options import Json, StateDir, positive_seconds
+from fleetctl.cli.terminal import emit, emit_json
+from fleetctl.engines.local import LocalEngine
+from fleetctl.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from fleetctl.daemon.wire import FleetStatus
+
+WAIT_SECONDS = 60.0
+
+
+def condition(text: str) -> "Callable[[FleetStatus | None], bool]":
+    """The predicate that --for names. UsageError for anything else."""
+    from fleetctl.cli import waiting
+
+    if text == "ready":
+        return waiting.settled
+    if text == "drained":
+        return waiting.drained
+    if found := re.fullmatch(r"count=(\d{1,9})", text):
+        number = int(found[1])
+        return lambda fleet: fleet is not None and fleet["ready_replicas"] == number
+    raise UsageError(f"cannot wait for {text!r}", hint="--for ready, --for count=N or --for drained")
+
+
+def wait(
+    fleet: Annotated[str, typer.Argument(metavar="FLEET", help="Which fleet")],
+    condition_text: Annotated[str, typer.Option("--for", metavar="ready|count=N|drained", help="What to wait for")] = "ready",
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long (exit status 124); 0: never")
+    ] = WAIT_SECONDS,
+    json: Json = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Wait until a fleet is ready, has exactly N ready agents, or has none left.
+
+    \b
+    Examples:
+      fleetctl wait web --for ready
+      fleetctl wait web --for count=10 --timeout 120
+      fleetctl wait web --for drained
+    """
+    from fleetctl.cli import waiting
+
+    holds, limit = condition(condition_text), positive_seconds(timeout)
+    with LocalEngine(state_dir) as engine:
+        if condition_text != "drained" and fleet not in engine.client.daemon()["fleets"]:
+            raise NotFound(f"no such fleet: {fleet}")
+        status = waiting.watch(
+            engine, [fleet], lambda status: holds(waiting.find(status, fleet)), timeout=limit, what=f"not {condition_text}"
+        )
+        if json:
+            emit_json({**status, "fleets": [one for one in status["fleets"] if one["name"] == fleet]})
+        else:
+            emit(waiting.summary(status, [fleet]) + "\n")

@@ -1,0 +1,134 @@
+"""Waiting until a fleet is as it was asked to be: pure predicates over a status, and the loop that watches until one holds."""
+
+import signal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from fleetctl.cli.terminal import Progress
+from fleetctl.errors import DaemonUnreachable, FleetctlError, TimedOut
+
+if TYPE_CHECKING:
+    from fleetctl.cli.outcome import Outcome
+    from fleetctl.daemon.wire import AgentStatus, FleetStatus, Status
+    from fleetctl.engines.local import LocalEngine
+
+WATCH_SECONDS = 0.05
+
+
+def find(status: "Status", name: str) -> "FleetStatus | None":
+    return next((fleet for fleet in status["fleets"] if fleet["name"] == name), None)
+
+
+def counted(fleet: "FleetStatus") -> "list[AgentStatus]":
+    """The agents that count as replicas, or are on their way out: warm instances are neither."""
+    return [agent for agent in fleet["agents"] if agent["state"] != "suspended"]
+
+
+def settled(fleet: "FleetStatus | None") -> bool:
+    """Whether the fleet is as desired: every replica ready (or done for good), and nobody else there any more."""
+    if fleet is None or fleet["down"]:
+        return False
+    agents = counted(fleet)
+    return len(agents) == fleet["desired_replicas"] and all(agent["ready"] or agent["state"] == "terminated" for agent in agents)
+
+
+def failed(fleet: "FleetStatus | None") -> "list[AgentStatus]":
+    """Agents that nothing will bring up soon: they crash over and over, cannot start, or said that they cannot."""
+    return [agent for agent in fleet["agents"] if agent["state"] == "failed"] if fleet else []
+
+
+def gave_up(fleet: "FleetStatus | None") -> bool:
+    """Whether waiting for the fleet to settle is in vain: an agent failed that is not surplus anyway."""
+    return fleet is not None and bool(failed(fleet)) and len(counted(fleet)) <= fleet["desired_replicas"]
+
+
+def drained(fleet: "FleetStatus | None") -> bool:
+    return fleet is None or not counted(fleet)
+
+
+def replaced(fleet: "FleetStatus | None", old: Collection[int]) -> bool:
+    """Whether the fleet is as desired and none of the old processes is left."""
+    return fleet is not None and settled(fleet) and not any(agent["pid"] in old for agent in fleet["agents"])
+
+
+def summary(status: "Status", names: Sequence[str]) -> str:
+    """One line on how far things are."""
+    parts = []
+    for name in names:
+        fleet = find(status, name)
+        if fleet is None:
+            parts.append(f"{name}: gone")
+            continue
+        states: dict[str, int] = {}
+        for agent in counted(fleet):
+            if not agent["ready"]:
+                states[agent["state"]] = states.get(agent["state"], 0) + 1
+        rest = "".join(f", {number} {state}" for state, number in sorted(states.items()))
+        goal = "" if fleet["down"] else f" of {fleet['desired_replicas']}"
+        parts.append(f"{name}: {fleet['ready_replicas']}{goal} ready{rest}")
+    return "; ".join(parts)
+
+
+@contextmanager
+def deadline(seconds: float | None, what: str) -> Iterator[None]:
+    """Raises TimedOut inside the block when the time is over, whatever it waits for at that moment. None: no limit."""
+    if not seconds:
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimedOut(f"{what} within {seconds:g} s", hint="`fleetctl status` shows how far it is; what was asked for goes on")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def watch(engine: "LocalEngine", names: Sequence[str], done: Callable[["Status"], bool], *, timeout: float | None, what: str) -> "Status":
+    """The first status that `done` accepts. Shows progress on a terminal. Raises TimedOut; DaemonUnreachable when the daemon ends."""
+    progress = Progress()
+    try:
+        with deadline(timeout, f"{', '.join(names)}: {what}"), engine.client.watch_status(WATCH_SECONDS) as stream:
+            for status in stream:
+                if done(status):
+                    return status
+                progress.update(summary(status, names))
+    finally:
+        progress.end()
+    raise DaemonUnreachable("the daemon was stopped while this command waited for it")
+
+
+def wait_until_settled(
+    engine: "LocalEngine", outcome: "Outcome", timeout: float | None, old: "Mapping[str, Collection[int]] | None" = None
+) -> str:
+    """Watch the changed fleets until each is as desired, or an agent of it failed; a line on how they are now.
+
+    `old`: processes, by fleet, that have to be gone by then.
+    """
+    names, leaving = outcome.changed_fleets, old or {}
+
+    def done(status: "Status") -> bool:
+        fleets = {name: find(status, name) for name in names}
+        return any(map(gave_up, fleets.values())) or all(replaced(fleet, leaving.get(name, ())) for name, fleet in fleets.items())
+
+    status = watch(engine, names, done, timeout=timeout, what="not everything was as asked for")
+    outcome.fleets = [fleet for fleet in status["fleets"] if fleet["name"] in names]
+    outcome.failures += [
+        (fleet["name"], explain_failures(engine, fleet["name"], failed(fleet))) for fleet in outcome.fleets if gave_up(fleet)
+    ]
+    return "" if outcome.failures else summary(status, names) + "\n"
+
+
+def explain_failures(engine: "LocalEngine", fleet: str, agents: "Sequence[AgentStatus]") -> FleetctlError:
+    """An error that names the failed agents, says why, and shows the last lines that the first one wrote."""
+    first = agents[0]["id"]
+    lines = [f"{agent['id']} failed: {agent['note'] or (agent['last_exit'] or {'text': 'no reason is known'})['text']}" for agent in agents]
+    if output := engine.last_output(fleet, first):
+        lines += [f"last lines of {first}:", *(f"  {line}" for line in output)]
+    return FleetctlError("\n".join(lines), hint=f"`fleetctl logs {first}` shows all of it, `fleetctl inspect {first}` how it is run")

@@ -1,0 +1,369 @@
+"""Fleets on this machine: the daemon of one state directory, started where a command needs it, and the directory itself when none answers.
+
+Cheap to import: what only some commands need is imported where it is used.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any, cast
+
+from fleetctl.errors import DaemonRunning, DaemonUnreachable, FleetctlError, NotFound, StateDirectoryError, TimedOut, from_json
+from fleetctl.host.paths import Paths, choose_state_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from fleetctl.client import Client
+    from fleetctl.daemon.wire import AgentStatus, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status
+    from fleetctl.host.logs import Follower
+    from fleetctl.models import Agent, Exit
+
+READY_FD = "FLEETCTL_READY_FD"
+START_SECONDS = 20.0
+
+
+class LocalEngine:
+    """One state directory. Opens nothing before it is asked for something."""
+
+    def __init__(self, state_dir: str | None = None) -> None:
+        self.paths = Paths(choose_state_dir(state_dir))
+        self._client: Client | None = None
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None") -> None:
+        if self._client is not None:
+            self._client.close()
+
+    @property
+    def client(self) -> "Client":
+        """The control socket. Its methods raise DaemonUnreachable where no daemon answers; nothing starts one."""
+        if self._client is None:
+            from fleetctl.client import Client
+
+            self._client = Client(self.paths.root)
+        return self._client
+
+    def daemon_pid(self) -> int | None:
+        """The pid of the daemon that answers, None where none does."""
+        try:
+            return int(self.client.daemon()["pid"])
+        except DaemonUnreachable:
+            return None
+
+    def ensure_daemon(self, *, hold: bool = False) -> int | None:
+        """Start a daemon in the background unless one answers; its pid where it was started. Raises what kept it from starting.
+
+        With `hold` it takes back the agents that run and starts no others: enough to take fleets down.
+        """
+        if self.daemon_pid() is not None:
+            return None
+        try:
+            return self._start_daemon(hold=hold)
+        except DaemonRunning:
+            self._wait_for_winner()
+            return None
+
+    def _wait_for_winner(self) -> None:
+        """Another command starts a daemon at this moment: wait until that one answers."""
+        from time import monotonic, sleep
+
+        deadline = monotonic() + START_SECONDS
+        while self.daemon_pid() is None:
+            if monotonic() > deadline:
+                raise DaemonUnreachable(
+                    f"another daemon holds {self.paths.root} and does not answer", hint="`fleetctl doctor` shows which process it is"
+                )
+            sleep(0.02)
+
+    def _start_daemon(self, *, hold: bool) -> int:
+        import subprocess
+        import sys
+
+        self.paths.prepare()
+        try:
+            log = os.open(self.paths.daemon_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StateDirectoryError(f"{self.paths.daemon_log}: {error.strerror}") from error
+        start = os.fstat(log).st_size
+        reader, writer = os.pipe()
+        try:
+            command = [sys.executable, "-m", "fleetctl", "--state-dir", self.paths.root, "daemon", "--background"]
+            child = subprocess.Popen(
+                [*command, "--hold"] if hold else command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=_environment(writer),
+                start_new_session=True,  # neither this terminal's Ctrl-C nor its end reaches the daemon
+                pass_fds=(writer,),
+            )
+        except OSError as error:
+            os.close(reader)
+            raise FleetctlError(f"cannot start the daemon: {error.strerror}") from error
+        finally:
+            os.close(writer)
+            os.close(log)
+        with open(reader, "rb", buffering=0) as pipe:
+            answer = _first_line(pipe.fileno())
+        child.returncode = 0  # it outlives us: nothing here is going to wait for it
+        return self._judge(answer, child.pid, start)
+
+    def _judge(self, answer: str | None, pid: int, log_start: int) -> int:
+        """What the daemon said about its start; `answer` is empty where it died without a word, None where it took too long."""
+        if answer == "ready":
+            return pid
+        if answer and answer.startswith("error "):
+            from json import loads
+
+            raise from_json(loads(answer.removeprefix("error ")))
+        what = "did not start in time" if answer is None else "ended while it started"
+        said = _tail(self.paths.daemon_log, log_start)
+        raise FleetctlError(
+            f"the daemon (pid {pid}) {what}" + (f"; the end of its log:\n{said}" if said else ""),
+            hint=f"look at {self.paths.daemon_log}, and at `fleetctl doctor`",
+        )
+
+    def stop_daemon(self, mode: str, timeout: float | None = None) -> int:
+        """Ask the daemon to end ("keep" or "drain" its agents) and wait until it has; its pid. Raises DaemonUnreachable, TimedOut."""
+        import select
+
+        pid = int(self.client.daemon()["pid"])
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:
+            return pid  # it ended in between
+        with open(process, "rb", buffering=0) as descriptor:
+            self.client.shutdown(mode)
+            if not select.select([descriptor], [], [], timeout)[0]:
+                raise TimedOut(f"the daemon (pid {pid}) has not ended after {timeout:g} s; it goes on trying")
+        return pid
+
+    def offline_status(self) -> "Status":
+        """What the state directory and the processes themselves tell, in the shape of the daemon's status, while no daemon runs."""
+        from time import time
+
+        from fleetctl import __version__
+        from fleetctl.host import state
+
+        wishes = {str(wish["spec"].get("name")): wish for wish in state.read_wishes(self.paths)}
+        agents: dict[str, list[AgentStatus]] = {name: [] for name in wishes}
+        for agent in state.read_agents(self.paths):
+            agents.setdefault(agent.fleet, []).append(_offline_agent(agent))
+        return {
+            "schema": "fleetctl/status/v1",
+            "generated_at": _rfc3339(time()),
+            "daemon": {
+                "alive": False,
+                "pid": None,
+                "version": __version__,
+                "uptime_seconds": None,
+                "state_dir": self.paths.root,
+                "note": "no daemon runs",
+            },
+            "fleets": [_offline_fleet(name, wishes.get(name), found) for name, found in sorted(agents.items())],
+        }
+
+    def offline_history(self, fleet: str | None, limit: int) -> "list[HistoryEntry]":
+        """The last decisions from the database, oldest first, while no daemon runs."""
+        from fleetctl.host import state
+
+        return [cast("HistoryEntry", _dated(row)) for row in state.read_log(self.paths, "history", fleet, limit)]
+
+    def offline_events(self, fleet: str | None, limit: int) -> "list[EventInfo]":
+        """The last events from the database, oldest first, while no daemon runs."""
+        from fleetctl.host import state
+
+        return [cast("EventInfo", _dated(row)) for row in state.read_log(self.paths, "events", fleet, limit)]
+
+    def find_orphans(self) -> "list[Agent]":
+        """Live agents of this state directory that no record claims. Reads only."""
+        from fleetctl.host.process import LocalLifecycleManager
+        from fleetctl.host.state import read_agents
+        from fleetctl.models import Agent
+
+        # The processes first: an agent is recorded before it is started, so none of these can be one that was just started.
+        found = LocalLifecycleManager(self.paths).find()
+        claimed = {agent.token for agent in read_agents(self.paths)}
+        return [
+            Agent(id=tree.agent_id, fleet=tree.fleet, slot=tree.slot, created_at=tree.started_at, token=tree.token, process=tree.leader)
+            for tree in found
+            if tree.token not in claimed
+        ]
+
+    def end_orphans(self, orphans: "Sequence[Agent]", *, seconds: float) -> "list[Agent]":
+        """Ask these agents to stop, kill what is left after so many seconds; those that outlived even that."""
+        from signal import SIGCONT, SIGTERM
+        from time import monotonic, sleep
+
+        from fleetctl.host.process import LocalLifecycleManager
+
+        hands, deadline = LocalLifecycleManager(self.paths), monotonic() + seconds
+        if seconds > 0:
+            hands.signal(orphans, SIGTERM, SIGCONT)  # a stopped process does not act on the first before the second
+        # Whole trees are looked for, so there is no one descriptor to wait on.
+        while any(hands.survivors(orphans).values()) and monotonic() < deadline:
+            sleep(0.05)
+        hands.kill(orphans)
+        deadline = monotonic() + 2.0
+        while any(left := hands.survivors(orphans).values()) and monotonic() < deadline:
+            sleep(0.05)
+        return [agent for agent, processes in zip(orphans, left, strict=True) if processes]
+
+    def lock_holder(self) -> int | None:
+        """The pid of the process that holds this state directory as its daemon; 0 where it is unknown, None where there is none."""
+        from fleetctl.host.state import lock_holder
+
+        return lock_holder(self.paths)
+
+    def tail(self, fleet: str, agent_id: str, lines: int | None, since: float | None) -> "Iterator[bytes]":
+        """The last lines that an agent wrote (None: all), those since a Unix time."""
+        from fleetctl.host.logs import tail
+
+        return tail(self.paths, fleet, agent_id, lines, since)
+
+    def follower(self, fleet: str, agent_id: str, lines: int | None, since: float | None) -> "Follower":
+        """The same, then what comes: ask it again and again, and close it."""
+        from fleetctl.host.logs import Follower
+
+        return Follower(self.paths, fleet, agent_id, lines, since)
+
+    def last_output(self, fleet: str, agent_id: str) -> list[str]:
+        """The last lines that an agent wrote, harmless to show."""
+        from fleetctl.host.logs import last_lines
+
+        return last_lines(self.paths, fleet, agent_id)
+
+    def log_sources(self, names: "Sequence[str]") -> list[tuple[str, str]]:
+        """(fleet, agent id) of the logs that are meant by these names of fleets or agents; all where none is given.
+
+        Of a fleet these are the agents there are now, or where it has none those it had. NotFound for a name with no log.
+        """
+        from fleetctl.host import logs
+
+        fleets = {fleet: logs.agents(self.paths, fleet) for fleet in _names(self.paths.logs)}
+        current = set(self.known_names()[1])
+        sources: list[tuple[str, str]] = []
+        for name in names or fleets:
+            owner = next((fleet for fleet, agents in fleets.items() if name in agents), None)
+            if name in fleets:
+                now = [agent for agent in fleets[name] if agent in current]
+                sources += [(name, agent) for agent in now or fleets[name]]
+            elif owner:
+                sources.append((owner, name))
+            elif name not in self.known_names()[0] and name not in current:
+                raise NotFound(f"no such fleet or agent: {name}")
+        return list(dict.fromkeys(sources))
+
+    def known_names(self) -> tuple[list[str], list[str]]:
+        """Names of fleets and ids of agents, for completion: from the folders alone, so that it is quick and never fails."""
+        fleets = [entry.removesuffix(".json") for entry in _names(self.paths.fleets) if entry.endswith(".json")]
+        running = [entry.removesuffix(".lock") for entry in _names(self.paths.locks) if entry.endswith(".lock")]
+        return fleets, running
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _environment(ready_fd: int) -> dict[str, str]:
+    """The daemon's environment. It runs in /, so a checkout that was found through the current folder has to be named."""
+    import fleetctl
+
+    environment = {**os.environ, READY_FD: str(ready_fd)}
+    root = os.path.dirname(os.path.dirname(os.path.abspath(fleetctl.__file__)))
+    if os.path.basename(root) not in ("site-packages", "dist-packages"):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return environment
+
+
+def _first_line(fd: int) -> str | None:
+    """The first line that arrives, empty at the end of the file, None where nothing came in time."""
+    import select
+    from time import monotonic
+
+    deadline, data = monotonic() + START_SECONDS, b""
+    while b"\n" not in data:
+        left = deadline - monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            return None
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            break
+        data += chunk
+    return data.partition(b"\n")[0].decode(errors="replace")
+
+
+def _tail(path: str, start: int, lines: int = 10) -> str:
+    """The last lines written behind `start`."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - 8192))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def _dated(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the database as the daemon would send it: with its time in words."""
+    return {**row, "at": _rfc3339(row.get("at") or 0.0)}
+
+
+def _rfc3339(at: float) -> str:
+    from time import gmtime, strftime
+
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(at)) + f".{int(at * 1000) % 1000:03d}Z"
+
+
+def _offline_fleet(name: str, wish: dict[str, Any] | None, agents: "list[AgentStatus]") -> "FleetStatus":
+    spec = wish["spec"] if wish else {}
+    return {
+        "name": name,
+        "desired_replicas": 0 if wish is None or wish["down"] else int(spec.get("replicas") or 0),
+        "ready_replicas": sum(1 for agent in agents if agent["ready"]),
+        "autoscaling": {"enabled": False, "mode": None},
+        "warm_pool": {"enabled": False, "current_size": 0, "target_size": 0},
+        "command": list(spec.get("command") or []),
+        "down": wish is None or wish["down"],
+        "notes": [] if wish else ["what it is to be is not recorded"],
+        "agents": agents,
+    }
+
+
+def _offline_agent(agent: "Agent") -> "AgentStatus":
+    """The record, corrected by what the process tells: a process that ended is not running, whatever was recorded."""
+    from time import time
+
+    from fleetctl.host.pidfd import identify
+    from fleetctl.models import AgentState, Identity
+
+    state, note, verdict = agent.state, agent.note, identify(agent.process) if agent.process else Identity.GONE
+    if verdict is Identity.UNVERIFIABLE:
+        note = "its process cannot be verified and is left alone"
+    elif verdict is Identity.GONE and agent.process:
+        state, note = AgentState.TERMINATED, "its process ended while no daemon ran"
+    alive = agent.process is not None and verdict is not Identity.GONE
+    return {
+        "id": agent.id,
+        "slot": agent.slot,
+        "pid": agent.process.pid if agent.process and alive else None,
+        "state": str(state),
+        "ready": agent.ready and alive,
+        "cpu_percent": None,
+        "memory_bytes": None,
+        "uptime_seconds": max(0.0, time() - agent.started_at) if alive and agent.started_at else None,
+        "restarts": agent.restarts,
+        "last_exit": _exit_info(agent.last_exit) if agent.last_exit else None,
+        "from_warm_pool": agent.from_warm_pool,
+        "note": note,
+    }
+
+
+def _exit_info(found: "Exit") -> "ExitInfo":
+    return {"code": found.code, "signal": found.signal, "at": _rfc3339(found.at) if found.at else None, "text": str(found)}
