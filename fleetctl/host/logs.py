@@ -306,6 +306,8 @@ def _cut(fd: int, path: str, start: int, end: int, position: int, *, keep: bool)
     try:
         if keep:
             _copy(fd, target, start, end - start)
+            # After a power failure the copy has to be whole where the punch is known; once for `max_bytes`, so it costs nothing.
+            os.fdatasync(target)
         os.rename(temporary, part.path)
     except OSError:
         _unlink(temporary)
@@ -328,7 +330,7 @@ def _empty(path: str) -> None:
 
 
 def _prune(parts: list[Part], keep: int) -> list[Part]:
-    """Remove the oldest parts beyond `keep`; the newest is only emptied. Call it only when the newest has been punched."""
+    """Remove the oldest parts beyond `keep`; the newest is only emptied, and has to be punched before."""
     surplus = parts[: max(0, len(parts) - keep)]
     for part in surplus:
         if part is parts[-1]:
@@ -566,7 +568,6 @@ class Rotator:
             if file.part is None and not gone:
                 continue
             if file.part is not None and file.part is newest[file.agent_id] and not gone:
-                _settle(folder, file.part)
                 _empty(file.path)
             else:
                 _unlink(file.path)
@@ -657,20 +658,6 @@ def _left_over(files: list[_File], alive: Container[str] | None) -> list[_File]:
             last_words[file.agent_id] = max(file.modified_at, last_words.get(file.agent_id, 0.0))
     too_many = set(sorted(last_words, key=lambda agent_id: last_words[agent_id])[: max(0, len(last_words) - GONE_AGENTS_KEPT)])
     return unfinished + [file for file in files if file.agent_id in too_many and file not in unfinished]
-
-
-def _settle(folder: str, part: Part) -> None:
-    """Punch what a kill left to be punched, before the copy that proves it is emptied."""
-    try:
-        fd = _open_live(f"{folder}/{part.agent_id}.log")
-    except FileNotFoundError:
-        return
-    try:
-        start, pending = _locate(fd, part)
-        if pending:
-            _punch(fd, 0, start)
-    finally:
-        os.close(fd)
 
 
 def remove(paths: Paths, fleet: str, agent_id: str) -> None:
