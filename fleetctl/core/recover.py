@@ -37,7 +37,7 @@ def recover(
     ended: list[str] = []
     strays: list[str] = []
     for record in records:
-        agent = _recover_one(record, identities.get(record.id), boot_id=boot_id, wall=wall)
+        agent = _recover_one(record, identities.get(record.id), boot_id=boot_id, now=now, wall=wall)
         table[agent.id] = agent
         if agent.process is not None:
             by_token.pop(agent.token, None)
@@ -54,9 +54,9 @@ def recover(
     return Recovery(agents=tuple(table.values()), adopted=tuple(adopted), ended=tuple(ended), strays=tuple(strays))
 
 
-def _recover_one(record: Agent, identity: Identity | None, *, boot_id: str, wall: float) -> Agent:
+def _recover_one(record: Agent, identity: Identity | None, *, boot_id: str, now: float, wall: float) -> Agent:
     if record.process is None:
-        return record
+        return _rested(record, now)
     if record.process.boot_id != boot_id:
         return _rebooted(record)
     match identity:
@@ -85,6 +85,14 @@ def _rebooted(record: Agent) -> Agent:
     if record.leaving:
         return replace(fresh, state=AgentState.TERMINATED)
     return replace(fresh, state=AgentState.STARTING, note="the machine was rebooted")
+
+
+def _rested(record: Agent, now: float) -> Agent:
+    """Without a process there is no boot id to compare, but a past that lies ahead is another boot's: its retry is due now."""
+    past = [*record.failures, *([] if record.started_clock is None else [record.started_clock])]
+    if all(at <= now for at in past):
+        return record
+    return replace(record, failures=(), started_clock=None, retry_deadline=None if record.retry_deadline is None else now)
 
 
 def _awaits_its_process(agent: Agent) -> bool:
