@@ -109,7 +109,7 @@ class Supervisor:
             await self._sleep(pause)
 
     async def _sleep(self, pause: float | None) -> None:
-        deadline = next_deadline(self._agents.values())
+        deadline = next_deadline(self.wish, self._agents.values())
         if pause is None and deadline is None:
             await self._wake.wait()
             return

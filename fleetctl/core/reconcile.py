@@ -91,14 +91,17 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
     staying = [agent for agent in staying if agent.id not in leaving]
     if wish.mode is Mode.HOLD:
         return actions
-    actions += [Create(slot) for slot in _free_slots(agents, max(0, -surplus))]
-    actions += [Start(agent) for agent in staying if _due_to_start(agent, now)]
-    return actions + _replacements(wish.spec, staying)
+    starts: list[Action] = [Create(slot) for slot in _free_slots(agents, max(0, -surplus))]
+    starts += [Start(agent) for agent in staying if _due_to_start(agent, now)]
+    # A roll waits for whatever starts, and must not start it a second time.
+    return actions + (starts or _replacements(wish.spec, staying))
 
 
-def next_deadline(agents: Iterable[Agent]) -> float | None:
+def next_deadline(wish: Wish, agents: Iterable[Agent]) -> float | None:
     """When `plan` has to be asked again if nothing happens before, in seconds of the boot's monotonic clock."""
-    return min((at for agent in agents if (at := _deadline(agent)) is not None), default=None)
+    # A retry that this mode never makes would stay due for ever, and whoever waits for it would never sleep.
+    resting = () if wish.mode is Mode.RUN else (AgentState.BACKOFF, AgentState.FAILED)
+    return min((at for agent in agents if agent.state not in resting and (at := _deadline(agent)) is not None), default=None)
 
 
 def _deadline(agent: Agent) -> float | None:
