@@ -1,0 +1,17 @@
+"""Servers that some tests need and that pip does not install. Without one a test is skipped, or fails where all must be there."""
+
+import os
+import shutil
+
+import pytest
+
+
+def require(program: str) -> str:
+    """The program's path; skips the test without it, and fails it with FLEETCTL_REQUIRE_SERVERS=1 or CI=true."""
+    path = shutil.which(program)
+    if path is None:
+        reason = f"{program} is not installed (on Debian: apt-get install {program})"
+        if os.environ.get("FLEETCTL_REQUIRE_SERVERS") == "1" or os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return path
