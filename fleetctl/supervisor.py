@@ -177,7 +177,8 @@ class Supervisor:
             agent_id = f"{self.wish.spec.name}-{''.join(self._random.choices(_ID_ALPHABET, k=5))}"
             if agent_id not in self._agents and agent_id not in self._forgotten:
                 break
-        return Agent(id=agent_id, fleet=self.wish.spec.name, slot=slot, created_at=self._clock.time())
+        # Into the table at once: the next one must not get the same name.
+        return self._put(Agent(id=agent_id, fleet=self.wish.spec.name, slot=slot, created_at=self._clock.time()))
 
     def _about_to_start(self, agent: Agent) -> Agent:
         """The intent, to be on disk before the process exists; its token finds the process should we not live to record it."""
@@ -188,8 +189,11 @@ class Supervisor:
                 token=secrets.token_hex(16),
                 spec_hash=self.wish.spec.process_hash,
                 replace=Replace.NO,
-                rolled=agent.replace is Replace.ROLLING or agent.spec_hash not in ("", self.wish.spec.process_hash),
+                rolled=agent.rolled or agent.replace is Replace.ROLLING or agent.spec_hash not in ("", self.wish.spec.process_hash),
+                # Counted once however often it is tried: what was not started since its last intent has no time of start.
                 restarts=agent.restarts + (agent.started_at is not None),
+                started_at=None,
+                started_clock=None,
                 process=None,
                 retry_deadline=None,
                 note="starting",
@@ -335,10 +339,13 @@ class Supervisor:
         )
 
     def _out_of_time(self, agent: Agent) -> Agent:
-        if not (self.wish.down_now or agent.id in self._ending):
-            error = DrainTimeout()
-            self._tell("drain.timeout", f"{agent.id}: {error.code} {error.message}; it is killed", agent, code=error.code)
-        return self._put(replace(agent, drain_deadline=self._clock.monotonic() + _KILL_AGAIN_SECONDS))
+        deadline = self._clock.monotonic() + _KILL_AGAIN_SECONDS
+        if self.wish.down_now or agent.id in self._ending:
+            return self._put(replace(agent, drain_deadline=deadline))
+        note = f"{DrainTimeout.code} {DrainTimeout().message}; it is killed"
+        if agent.note != note:  # told once, killed as often as it takes
+            self._tell("drain.timeout", f"{agent.id}: {note}", agent, code=DrainTimeout.code)
+        return self._put(replace(agent, drain_deadline=deadline, note=note))
 
     def _hurry(self) -> None:
         """No more time for those that are on their way out already."""
