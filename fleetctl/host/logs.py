@@ -28,7 +28,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -476,6 +476,8 @@ class Rotator:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._seen: dict[str, _Seen] = {}
+        self._grown: set[str] = set()  # folders where something was written since the cap was last enforced
+        self._enforced: dict[str, tuple[float, object, Total]] = {}
 
     def rotate(self, fleet: str, agent_id: str, spec: "LogSpec") -> Checked:
         """Cut the agent's log while it is larger than it may be, and note how long it is. Never raises for what is on disk."""
@@ -501,6 +503,8 @@ class Rotator:
         else:
             start, base = seen.start, seen.base
         indexed_at = seen.indexed_at if seen else 0.0
+        if seen is None or found.st_size != seen.size:
+            self._grown.add(os.path.dirname(path))
         if (seen is None or found.st_size != seen.size) and now - indexed_at >= _RECORD_SECONDS:
             _index(path, time.time(), base + found.st_size)
             indexed_at = now
@@ -539,20 +543,28 @@ class Rotator:
         """The agent is gone; its log stays."""
         self._seen.pop(_log_path(self._paths, fleet, agent_id), None)
 
-    def enforce_total(self, fleet: str, spec: "LogSpec", alive: Container[str] | None = None) -> Total:
+    def enforce_total(self, fleet: str, spec: "LogSpec", alive: Collection[str] | None = None) -> Total:
         """Bring the fleet's logs under their cap, the oldest lines first.
 
         Rotated files go by age, and with them the logs of agents not in `alive` (None: all may be); then the front of the largest
-        live files. Never raises for what is on disk. About 2 us a file: call it after a cut, and else once a minute.
+        live files. Never raises for what is on disk. Looks at all files, 2 us each, at most once a second, and only when a check saw
+        new output or the settings or agents changed; else it repeats its last answer.
         """
         folder = os.path.dirname(_log_path(self._paths, fleet, "any"))
+        now, wish = time.monotonic(), (spec.total_bytes, None if alive is None else frozenset(alive))
+        at, last_wish, last = self._enforced.get(folder, (0.0, None, Total(0, 0, "")))
+        if wish == last_wish and (folder not in self._grown or now - at < 1.0):
+            return last._replace(removed=0)
         try:
             with _CUTTING:
-                return self._enforce(folder, spec, alive)
+                total = self._enforce(folder, spec, alive)
         except OSError as error:
             return Total(0, 0, f"{folder}: cap not enforced: {error.strerror}")
+        self._grown.discard(folder)
+        self._enforced[folder] = now, wish, total
+        return total
 
-    def _enforce(self, folder: str, spec: "LogSpec", alive: Container[str] | None) -> Total:
+    def _enforce(self, folder: str, spec: "LogSpec", alive: Collection[str] | None) -> Total:
         files = _scan(folder)
         removed = 0
         for file in _left_over(files, alive):
@@ -579,7 +591,7 @@ class Rotator:
         for file in sorted(live, key=lambda file: -file.allocated):
             if total <= spec.total_bytes:
                 break
-            total -= self._shorten(file.path, min(total - spec.total_bytes + 65536, file.allocated))
+            total -= self._shorten(file.path, min(total - spec.total_bytes + 8192, file.allocated))
         return Total(total, removed, "" if total <= spec.total_bytes else f"{folder}: larger than the cap, and nothing can be removed")
 
     def _shorten(self, path: str, surplus: int) -> int:
@@ -647,7 +659,7 @@ def _by_agent(files: list[_File]) -> dict[str, list[Part]]:
     return grouped
 
 
-def _left_over(files: list[_File], alive: Container[str] | None) -> list[_File]:
+def _left_over(files: list[_File], alive: Collection[str] | None) -> list[_File]:
     """Copies that a kill left unfinished, and all files of the agents that went first, when there are too many of those."""
     unfinished = [file for file in files if file.path.endswith(".tmp")]
     if alive is None:
