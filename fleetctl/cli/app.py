@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from fleetctl.cli.terminal import ReaderGone, emit, say
+from fleetctl.cli.terminal import ReaderGone, emit, harmless, say
 from fleetctl.errors import EXIT_FAILED, FleetctlError, UsageError
 
 # In the order of the help. A name stands for the function, or the typer.Typer with commands of its own, in the module.
@@ -133,10 +133,10 @@ def _code(status: object) -> int:
 
 
 def _fail(message: str, hint: str, status: int) -> int:
-    from fleetctl.cli.render import clean
-
     first, *more = message.splitlines() or [""]
-    text = "\n".join([f"error: {clean(first)}", *(f"  {clean(line)}" for line in more), *([f"hint: {clean(hint)}"] if hint else [])])
+    text = "\n".join(
+        [f"error: {harmless(first)}", *(f"  {harmless(line)}" for line in more), *([f"hint: {harmless(hint)}"] if hint else [])]
+    )
     _complain(text)
     return status
 

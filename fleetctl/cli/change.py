@@ -10,14 +10,14 @@ from fleetctl.cli.options import DryRun, Json, NoWait, StateDir, Timeout, positi
 from fleetctl.cli.outcome import Outcome
 from fleetctl.cli.terminal import say
 from fleetctl.engines.local import LocalEngine
-from fleetctl.errors import NotFound, NotStopped, UsageError
+from fleetctl.errors import NotFound, NotStopped, TimedOut, UsageError
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import Change, Status
 
 ORPHAN_SECONDS = 10.0
 Wish = tuple[str | None, str, int]  # fleet, "replicas" or "delta", number
-_WISH = re.compile(r"(?:([^=\s]+)=)?([+-]?)(\d{1,9})")
+_WISH = re.compile(r"(?:([^=\s]+)=)?([+-]?)(\d{1,9})", re.ASCII)
 
 
 def parse_wishes(words: Sequence[str]) -> list[Wish]:
@@ -105,16 +105,18 @@ def down(
         before, started = _take_hold(engine, dry_run=dry_run)
         chosen = list(dict.fromkeys(fleets)) if fleets else [fleet["name"] for fleet in before["fleets"]]
         words = ""
-        for name in chosen:
-            if before["daemon"]["alive"]:
-                outcome.attempt(name, lambda: engine.client.down(name, now, dry_run))  # noqa: B023 - called at once
-            else:
-                outcome.attempt(name, lambda: _planned(before, name))  # noqa: B023 - called at once
-        if outcome.changes and not dry_run and not no_wait:
-            words = _wait_until_gone(engine, before, outcome.changed_fleets, limit)
-        if started:
-            # What was to go is gone, or goes with the next daemon; agents of other fleets run on, as they did before.
-            engine.stop_daemon("keep")
+        try:
+            for name in chosen:
+                if before["daemon"]["alive"]:
+                    outcome.attempt(name, lambda: engine.client.down(name, now, dry_run))  # noqa: B023 - called at once
+                else:
+                    outcome.attempt(name, lambda: _planned(before, name))  # noqa: B023 - called at once
+            if outcome.changes and not dry_run and (started or not no_wait):
+                words = _wait_until_gone(engine, outcome, before, limit)
+        finally:
+            if started:
+                # It starts nothing, so it must not stay. What did not go yet goes with the next daemon; others run on, as before.
+                engine.stop_daemon("keep")
         if orphans:
             words += _end_orphans(engine, outcome, now=now)
         if not (chosen or orphans or json):
@@ -138,11 +140,17 @@ def _take_hold(engine: LocalEngine, *, dry_run: bool) -> "tuple[Status, bool]":
     return engine.client.status(), pid is not None
 
 
-def _wait_until_gone(engine: LocalEngine, before: "Status", names: Sequence[str], timeout: float | None) -> str:
+def _wait_until_gone(engine: LocalEngine, outcome: Outcome, before: "Status", timeout: float | None) -> str:
     from fleetctl.cli.render import count
-    from fleetctl.cli.waiting import find, watch
+    from fleetctl.cli.waiting import Watched, find
 
-    watch(engine, names, lambda status: not any(find(status, name) for name in names), timeout=timeout, what="still not down")
+    names = outcome.changed_fleets
+    watched = Watched(engine, names)
+    try:
+        watched.until(lambda status: not any(find(status, name) for name in names), timeout=timeout, what="not down")
+    except TimedOut as error:
+        outcome.failures.append((", ".join(names), error))
+        return ""
     gone = {name: fleet for name in names if (fleet := find(before, name))}
     return "".join(
         f"{name} is down, {count(sum(1 for agent in fleet['agents'] if agent['pid']), 'agent')} ended\n" for name, fleet in gone.items()

@@ -148,4 +148,5 @@ def _load(file: str | None) -> "tuple[Path, list[Loaded]]":
     path = find_file(file, Path.cwd())
     if path is None:
         raise ConfigError("there is no fleet.toml here", hint="`fleetctl config init` writes one")
-    return path, load_file(path)
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path, load_file(path)

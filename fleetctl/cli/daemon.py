@@ -95,7 +95,10 @@ def _ask(agents: int) -> str:
         raise UsageError(
             f"{agents} agents run", hint="say what is to become of them: `fleetctl daemon stop --keep` or `fleetctl daemon stop --drain`"
         )
-    answer: str = typer.prompt(f"{agents} agents run. Keep them running, or drain (stop) them? [keep/drain]", err=True)
+    print(f"{agents} agents run. Keep them running, or drain (stop) them? [keep/drain] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer:
+        raise typer.Abort
     word = answer.strip().lower()
     for mode in ("keep", "drain"):
         if word and mode.startswith(word):

@@ -110,7 +110,7 @@ class Printer:
         if self.safe:
             from fleetctl.cli.render import clean
 
-            line = clean(line.decode(errors="replace").expandtabs(4)).encode()
+            line = "    ".join(map(clean, line.decode(errors="replace").split("\t"))).encode()
         return f"{agent_id:<{self.wide}} | ".encode() + line + b"\n" if self.prefixed else line + b"\n"
 
 

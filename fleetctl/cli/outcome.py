@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fleetctl.cli.terminal import emit, emit_json, say
+from fleetctl.cli.terminal import emit, emit_json, harmless, say
 from fleetctl.errors import EXIT_FAILED, FleetctlError
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ class Outcome:
         if self.json:
             return
         if self.dry_run:
-            emit("".join(f"{line}\n" for line in [_clean(made["message"]), *(f"  would {_clean(action)}" for action in made["actions"])]))
+            emit(
+                "".join(f"{line}\n" for line in [harmless(made["message"]), *(f"  would {harmless(action)}" for action in made["actions"])])
+            )
         else:
-            say(_clean(made["message"]))
+            say(harmless(made["message"]))
 
     @property
     def changed_fleets(self) -> list[str]:
@@ -62,11 +64,5 @@ class Outcome:
         if len(self.failures) == 1:
             raise self.failures[0][1]
         for fleet, error in self.failures:
-            say(f"error: {fleet}: {_clean(error.message)}")
+            say(f"error: {fleet}: {harmless(error.message)}")
         raise typer.Exit(EXIT_FAILED)
-
-
-def _clean(text: str) -> str:
-    from fleetctl.cli.render import clean
-
-    return clean(text)

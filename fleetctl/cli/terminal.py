@@ -52,6 +52,15 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def harmless(text: str) -> str:
+    """The text without control characters; costs nothing where there are none."""
+    if text.isprintable():
+        return text
+    from fleetctl.cli.render import clean
+
+    return clean(text)
+
+
 def colours(terminal: bool) -> bool:
     """Whether to send colours: on a terminal that knows any, unless NO_COLOR is set to something."""
     return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -82,13 +91,13 @@ class Progress:
     def update(self, text: str) -> None:
         if not self.live or text == self.shown:
             return
-        from fleetctl.cli.render import clean, cut
+        from fleetctl.cli.render import cut
 
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         except OSError:
             columns = 80
-        self._write(f"\r\x1b[K{cut(clean(text), columns - 1)}")
+        self._write(f"\r\x1b[K{cut(harmless(text), columns - 1)}")
         self.shown = text
 
     def end(self) -> None:

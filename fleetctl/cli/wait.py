@@ -54,9 +54,8 @@ def wait(
     with LocalEngine(state_dir) as engine:
         if condition_text != "drained" and fleet not in engine.client.daemon()["fleets"]:
             raise NotFound(f"no such fleet: {fleet}")
-        status = waiting.watch(
-            engine, [fleet], lambda status: holds(waiting.find(status, fleet)), timeout=limit, what=f"not {condition_text}"
-        )
+        watched = waiting.Watched(engine, [fleet])
+        status = watched.until(lambda status: holds(waiting.find(status, fleet)), timeout=limit, what=f"not {condition_text}")
         if json:
             emit_json({**status, "fleets": [one for one in status["fleets"] if one["name"] == fleet]})
         else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fleetctl.engines.local import LocalEngine
 
 WATCH_SECONDS = 0.05
+SHOWN_AGENTS = 5
 
 
 def find(status: "Status", name: str) -> "FleetStatus | None":
@@ -90,18 +91,43 @@ def deadline(seconds: float | None, what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def watch(engine: "LocalEngine", names: Sequence[str], done: Callable[["Status"], bool], *, timeout: float | None, what: str) -> "Status":
-    """The first status that `done` accepts. Shows progress on a terminal. Raises TimedOut; DaemonUnreachable when the daemon ends."""
-    progress = Progress()
-    try:
-        with deadline(timeout, f"{', '.join(names)}: {what}"), engine.client.watch_status(WATCH_SECONDS) as stream:
-            for status in stream:
-                if done(status):
-                    return status
-                progress.update(summary(status, names))
-    finally:
-        progress.end()
-    raise DaemonUnreachable("the daemon was stopped while this command waited for it")
+class Watched:
+    """Waiting for the daemon to report what was asked for; keeps the last status seen, for a word on how far things came."""
+
+    def __init__(self, engine: "LocalEngine", names: Sequence[str]) -> None:
+        self.engine = engine
+        self.names = names
+        self.last: Status | None = None
+
+    def until(self, done: Callable[["Status"], bool], *, timeout: float | None, what: str) -> "Status":
+        """The first status that `done` accepts. Shows progress on a terminal. Raises TimedOut; DaemonUnreachable when the daemon ends."""
+        progress = Progress()
+        try:
+            with deadline(timeout, f"{', '.join(self.names)}: {what}"):
+                for status in self._statuses():
+                    self.last = status
+                    if done(status):
+                        return status
+                    progress.update(summary(status, self.names))
+        except TimedOut as error:
+            raise TimedOut("\n".join([error.message, *self._delays()]), hint=error.hint) from error
+        finally:
+            progress.end()
+        raise DaemonUnreachable("the daemon was stopped while this command waited for it")
+
+    def _statuses(self) -> "Iterator[Status]":
+        yield self.engine.client.status()  # often enough, and cheaper than a stream
+        with self.engine.client.watch_status(WATCH_SECONDS) as stream:
+            yield from stream
+
+    def _delays(self) -> list[str]:
+        """How far things are, and a few of the agents that keep them waiting."""
+        if self.last is None:
+            return []
+        fleets = [fleet for name in self.names if (fleet := find(self.last, name))]
+        late = [agent for fleet in fleets for agent in counted(fleet) if not agent["ready"] or fleet["down"]]
+        lines = [f"{agent['id']}: {agent['state']}" + (f", {agent['note']}" if agent["note"] else "") for agent in late]
+        return [summary(self.last, self.names), *lines[:SHOWN_AGENTS], *(["..."] if len(lines) > SHOWN_AGENTS else [])]
 
 
 def wait_until_settled(
@@ -117,7 +143,14 @@ def wait_until_settled(
         fleets = {name: find(status, name) for name in names}
         return any(map(gave_up, fleets.values())) or all(replaced(fleet, leaving.get(name, ())) for name, fleet in fleets.items())
 
-    status = watch(engine, names, done, timeout=timeout, what="not everything was as asked for")
+    watched = Watched(engine, names)
+    try:
+        watched.until(done, timeout=timeout, what="not everything was as asked for")
+    except TimedOut as error:
+        outcome.failures.append((", ".join(names), error))
+    status = watched.last
+    if status is None:
+        return ""
     outcome.fleets = [fleet for fleet in status["fleets"] if fleet["name"] in names]
     outcome.failures += [
         (fleet["name"], explain_failures(engine, fleet["name"], failed(fleet))) for fleet in outcome.fleets if gave_up(fleet)

@@ -1,0 +1,215 @@
+"""A daemon that keeps no processes: the control API over a real socket, for tests of what the command line makes of it."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from fleetctl.errors import FleetctlError, NotFound
+from fleetctl.host.paths import Paths
+
+Json = dict[str, Any]  # Any: JSON values
+
+
+def an_agent(number: int = 0, fleet: str = "web", **changes: Any) -> Json:
+    return {
+        "id": f"{fleet}-{number:05}",
+        "slot": number,
+        "pid": 1000 + number,
+        "state": "running",
+        "ready": True,
+        "cpu_percent": 12.34,
+        "memory_bytes": 12_345_678,
+        "uptime_seconds": 61.5,
+        "restarts": 0,
+        "last_exit": None,
+        "from_warm_pool": False,
+        "note": "",
+        **changes,
+    }
+
+
+def a_fleet(name: str = "web", size: int = 2, **changes: Any) -> Json:
+    return {
+        "name": name,
+        "desired_replicas": size,
+        "ready_replicas": size,
+        "autoscaling": {"enabled": False, "mode": None},
+        "warm_pool": {"enabled": False, "current_size": 0, "target_size": 0},
+        "command": ["sleep", "60"],
+        "down": False,
+        "notes": [],
+        "agents": [an_agent(number, name) for number in range(size)],
+        **changes,
+    }
+
+
+def a_status(*fleets: Json, alive: bool = True) -> Json:
+    daemon = {"alive": alive, "pid": 99, "version": "1", "uptime_seconds": 5.0, "state_dir": "/s", "note": None}
+    return {"schema": "fleetctl/status/v1", "generated_at": "2026-01-31T12:00:00Z", "daemon": daemon, "fleets": list(fleets)}
+
+
+class FakeDaemon:
+    """Fleets that do at once what they are told, unless `obedient` is unset; remembers each request as (method, path, body)."""
+
+    def __init__(self) -> None:
+        self.fleets: dict[str, Json] = {}
+        self.asked: list[tuple[str, str, Json]] = []
+        self.events: list[Json] = []
+        self.obedient = True
+        self.failing = False  # new agents fail instead of becoming ready
+        self.changed = threading.Condition()
+
+    def answer(self, method: str, path: str, query: Json, body: Json) -> Json:
+        self.asked.append((method, path, body))
+        parts = path.strip("/").split("/")[1:]
+        match method, parts:
+            case "GET", ["status"]:
+                return a_status(*([self._fleet(query["fleet"])] if "fleet" in query else self.fleets.values()))
+            case "GET", ["daemon"]:
+                status = a_status()["daemon"]
+                return {**status, "schema": "fleetctl/daemon/v1", "fleets": sorted(self.fleets)}
+            case "GET", ["fleets", name]:
+                return {**self._fleet(name), "schema": "fleetctl/fleet/v1", "spec": {"name": name, "logs": {"keep": 5}}, "spec_hash": "00"}
+            case "GET", ["agents", agent_id]:
+                return self._agent(agent_id)
+            case "GET", ["history"]:
+                entry = {"at": "2026-01-31T12:00:00.5Z", "fleet": "web", "action": "scale_up", "current_replicas": 2}
+                more = {"target_replicas": 5, "reason": "asked for by scale", "cause": "manual"}
+                return {"schema": "fleetctl/history/v1", "entries": [{**entry, **more}]}
+            case "GET", ["events"]:
+                return {"schema": "fleetctl/events/v1", "events": self.events}
+            case "POST", ["fleets", name, "scale"]:
+                fleet = self._fleet(name)
+                wanted = body["replicas"] if "replicas" in body else fleet["desired_replicas"] + body["delta"]
+                return self._change(name, wanted, body)
+            case "POST", ["fleets", name, "restart"]:
+                fleet = self._fleet(name)
+                for agent in fleet["agents"]:
+                    if self.obedient and not body["dry_run"] and (body["agents"] is None or agent["id"] in body["agents"]):
+                        agent["pid"] += 5000
+                return self._change(name, fleet["desired_replicas"], body)
+            case "DELETE", ["fleets", name]:
+                dry_run = query.get("dry_run") == "1"
+                answer = self._change(name, self._fleet(name)["desired_replicas"], {"dry_run": True})
+                if self.obedient and not dry_run:
+                    del self.fleets[name]
+                return {**answer, "dry_run": dry_run}
+        raise FleetctlError(f"the fake does not know {method} {path}")
+
+    def _fleet(self, name: str) -> Json:
+        if name not in self.fleets:
+            raise NotFound(f"no fleet {name}")
+        return self.fleets[name]
+
+    def _agent(self, agent_id: str) -> Json:
+        for name, fleet in self.fleets.items():
+            for agent in fleet["agents"]:
+                if agent["id"] == agent_id:
+                    more = {
+                        "fleet": name,
+                        "created_at": "2026-01-31T12:00:00Z",
+                        "started_at": None,
+                        "command": fleet["command"],
+                        "cwd": "/",
+                    }
+                    tree = [{"pid": agent["pid"], "ppid": 1, "state": "S", "command": "sleep 60"}]
+                    rest = {"log_path": "/l", "state_directory": "/d", "processes": tree, "environment": ["PATH"]}
+                    return {"schema": "fleetctl/agent/v1", **agent, **more, **rest}
+        raise NotFound(f"no agent {agent_id}")
+
+    def _change(self, name: str, wanted: int, body: Json) -> Json:
+        fleet, before = self.fleets[name], self.fleets[name]["desired_replicas"]
+        with self.changed:
+            if not body["dry_run"]:
+                fleet["desired_replicas"] = wanted
+                if self.obedient:
+                    trouble = {"state": "failed", "ready": False, "pid": None, "note": "exit 78"} if self.failing else {}
+                    new = [an_agent(number, name, **trouble) for number in range(len(fleet["agents"]), wanted)]
+                    fleet["agents"] = fleet["agents"][:wanted] + new
+                    fleet["ready_replicas"] = sum(agent["ready"] for agent in fleet["agents"])
+            self.changed.notify_all()
+        return {
+            "schema": "fleetctl/change/v1",
+            "fleet": name,
+            "changed": wanted != before,
+            "created": False,
+            "dry_run": body["dry_run"],
+            "desired_replicas": wanted,
+            "actions": [f"scale from {before} to {wanted}"],
+            "message": f"{name}: {before} -> {wanted}",
+        }
+
+
+class _Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+    fake: FakeDaemon
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up in the middle of a stream is nothing to report."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silence."""
+
+    def _serve(self) -> None:
+        fake, url = self.server.fake, urlsplit(self.path)
+        query: Json = {key: values[0] for key, values in parse_qs(url.query).items()}
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        try:
+            answer, status = fake.answer(self.command, url.path, query, body), 200
+        except FleetctlError as error:
+            answer, status = {"error": error.to_json()}, error.http_status
+        if status == 200 and ("watch" in query or "follow" in query):
+            self._stream(query)
+            return
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _stream(self, query: Json) -> None:
+        fake = self.server.fake
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while True:
+            lines = [fake.answer("GET", "/v1/status", query, {})] if "watch" in query else fake.events
+            for line in lines:
+                data = json.dumps(line).encode() + b"\n"
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            with fake.changed:
+                fake.changed.wait(0.1 if "watch" in query else 3600)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _serve
+
+
+@contextmanager
+def running(state_dir: Path) -> Iterator[FakeDaemon]:
+    """A fake daemon behind the control socket of this state directory."""
+    paths, fake = Paths(os.path.realpath(state_dir)), FakeDaemon()
+    paths.prepare()
+    with _Server(paths.socket, _Handler) as server:
+        server.fake = fake
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield fake
+        finally:
+            server.shutdown()
+            thread.join()
+            os.unlink(paths.socket)

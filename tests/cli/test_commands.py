@@ -1,0 +1,356 @@
+"""Commands over a fake daemon: words, JSON, exit statuses, and where each goes."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from fleetctl.cli import app
+from fleetctl.engines.local import LocalEngine
+from fleetctl.errors import DaemonUnreachable, NotStopped
+from tests.cli.conftest import PROGRAM, Fleetctl, call, environment
+from tests.cli.fake_daemon import FakeDaemon, a_fleet, an_agent
+
+# Any: typer's commands have no public type.
+
+
+def all_commands() -> list[tuple[str, Any]]:
+    """Every command with its full name, commands of commands included, hidden ones too."""
+    root: Any = get_command(app.app)
+    found: list[tuple[str, Any]] = []
+
+    def visit(path: str, command: Any, context: typer.Context) -> None:
+        for name in command.list_commands(context) if hasattr(command, "list_commands") else []:
+            child = command.get_command(context, name)
+            found.append((f"{path} {name}".strip(), child))
+            visit(f"{path} {name}".strip(), child, typer.Context(child, info_name=name, parent=context))
+
+    visit("", root, typer.Context(root, info_name="fleetctl"))
+    return found
+
+
+COMMANDS = dict(all_commands())
+
+
+def test_all_commands_of_this_issue_are_there() -> None:
+    words = "up down scale status ps logs restart inspect history events wait daemon config doctor completion"
+    nested = ["daemon start", "daemon stop", "daemon status", "config init", "config check", "config show", "config schema"]
+    assert {name for name in COMMANDS if not name.startswith("_")} == {*words.split(), *nested}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(name: str, fleetctl: Fleetctl) -> None:
+    shown = fleetctl(*name.split(), "--help")
+    assert shown.status == 0
+    assert f"fleetctl {name.split()[0]}" in shown.out.partition("Example")[2]
+    assert COMMANDS[name].get_short_help_str(limit=70)
+    for param in COMMANDS[name].params:
+        assert param.help or param.hidden or name.startswith("_"), param.name
+
+
+@pytest.mark.parametrize("name", ["up", "down", "scale", "restart"])
+def test_every_change_has_a_dry_run_and_json(name: str) -> None:
+    options = {option for param in COMMANDS[name].params for option in param.opts}
+    assert {"--dry-run", "--json", "--no-wait", "--timeout", "--state-dir"} <= options
+
+
+@pytest.mark.parametrize("name", ["status", "ps", "inspect", "history", "events", "wait", "doctor", "daemon status", "config show"])
+def test_every_read_has_json(name: str) -> None:
+    assert "--json" in {option for param in COMMANDS[name].params for option in param.opts}
+
+
+def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
+    assert "status" in fleetctl("--help").out == fleetctl("-h").out
+    assert fleetctl().out == fleetctl("--help").out
+    assert fleetctl("--version").out.startswith("fleetctl ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["scal", "3"], 2, "did you mean `fleetctl scale`?"),
+        (["nonsense"], 2, "no such command: nonsense"),
+        (["--nonsense"], 2, "No such option: --nonsense"),
+        (["status", "--nonsense"], 2, "`fleetctl status --help`"),
+        (["scale"], 2, "Missing argument"),
+        (["scale", "--dryrun", "3"], 2, "no such option: --dryrun"),
+        (["scale", "web"], 2, "no number of agents"),
+        (["scale", "3"], 4, "fleetctl daemon start"),
+        (["inspect", "web"], 4, "does not run"),
+        (["wait", "web", "--for", "nothing"], 2, "--for ready"),
+        (["wait", "web", "--timeout", "x"], 2, "x"),
+        (["up", "--timeout", "-1"], 2, "seconds"),
+        (["logs", "ghost"], 5, "no such fleet or agent: ghost"),
+        (["logs", "--since", "noon"], 2, "no time"),
+        (["up", "--file", "nowhere.toml"], 6, "nowhere.toml"),
+        (["up", "--", "/no/such/program"], 6, "/no/such/program"),
+        (["up", "--file", "x", "--", "sleep", "1"], 2, "not both"),
+        (["up", "--replicas", "10000"], 6, "max_replicas"),
+        (["up", "--name", "Not_A_Name"], 6, "name"),
+        (["daemon", "stop", "--keep", "--drain"], 2, "either --keep or --drain"),
+        (["completion", "tcsh"], 2, "bash"),
+        (["config", "check"], 6, "config init"),
+    ],
+)
+def test_errors_name_the_cause_and_the_next_step_on_stderr(arguments: list[str], status: int, said: str, fleetctl: Fleetctl) -> None:
+    result = fleetctl(*arguments)
+    assert (result.status, result.out) == (status, "")
+    assert result.err.startswith("error: ")
+    assert said in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["scale", "5"], [("web", {"replicas": 5, "dry_run": False})]),
+        (["scale", "-1"], [("web", {"delta": -1, "dry_run": False})]),
+        (["scale", "+3", "--no-wait"], [("web", {"delta": 3, "dry_run": False})]),
+        (["scale", "web=+2", "--dry-run"], [("web", {"delta": 2, "dry_run": True})]),
+    ],
+)
+def test_scale_asks_for_what_was_typed(arguments: list[str], asked: list[tuple[str, Any]], daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    assert fleetctl(*arguments).status == 0
+    assert [(path.split("/")[3], body) for method, path, body in daemon.asked if method == "POST"] == asked
+
+
+def test_scale_says_the_change_on_stderr_and_the_outcome_on_stdout(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    result = fleetctl("scale", "4")
+    assert (result.status, result.out, result.err) == (0, "web: 4 of 4 ready\n", "web: 2 -> 4\n")
+
+
+def test_scale_of_several_fleets_needs_a_name(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets |= {"api": a_fleet("api"), "web": a_fleet()}
+    result = fleetctl("scale", "4")
+    assert result.status == 2
+    assert "api, web" in result.err
+    assert "fleetctl scale api=4" in result.err
+    assert fleetctl("scale", "api=3", "web=1").out == "api: 3 of 3 ready; web: 1 of 1 ready\n"
+
+
+def test_scale_as_json_is_one_object(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    told = json.loads(fleetctl("scale", "3", "--json").out)
+    assert told["schema"] == "fleetctl/changes/v1"
+    assert [change["desired_replicas"] for change in told["changes"]] == [3]
+    assert [fleet["ready_replicas"] for fleet in told["fleets"]] == [3]
+    assert told["failed"] == []
+
+
+def test_one_fleet_that_fails_does_not_keep_the_others_from_their_change(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    result = fleetctl("scale", "ghost=1", "web=3", "--json")
+    assert result.status == 5
+    told = json.loads(result.out)
+    assert [(one["fleet"], one["exit_status"]) for one in told["failed"]] == [("ghost", 5)]
+    assert told["fleets"][0]["ready_replicas"] == 3
+
+
+def test_a_failed_agent_ends_the_waiting_with_its_name_note_and_output(daemon: FakeDaemon, state_dir: Path, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    daemon.failing = True
+    (state_dir / "logs" / "web").mkdir(mode=0o700)
+    (state_dir / "logs" / "web" / "web-00002.log").write_bytes(b"first\n\x1b[31mthe end\n")
+    result = fleetctl("scale", "3")
+    assert (result.status, result.out) == (1, "")
+    assert "web-00002 failed: exit 78" in result.err
+    assert "    the end\n" in result.err
+    assert "fleetctl logs web-00002" in result.err
+
+
+def test_scaling_away_a_failed_agent_is_no_failure(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0), an_agent(1, state="failed", ready=False)], ready_replicas=1)
+    assert fleetctl("scale", "1").status == 0
+
+
+def test_timeout_says_how_far_it_is(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0), an_agent(1, state="backoff", ready=False, note="exit 3")], ready_replicas=1)
+    daemon.obedient = False
+    result = fleetctl("scale", "2", "--timeout", "0.2", "--json")
+    assert result.status == 124
+    assert "web: 1 of 2 ready, 1 backoff" in result.err
+    assert "web-00001: backoff, exit 3" in result.err
+    assert [one["exit_status"] for one in json.loads(result.out)["failed"]] == [124]
+
+
+def test_restart_waits_for_new_processes(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    assert fleetctl("restart", "web-00001").out == "web: 2 of 2 ready\n"
+    assert [agent["pid"] for agent in daemon.fleets["web"]["agents"]] == [1000, 6001]
+    daemon.obedient = False
+    assert fleetctl("restart", "--timeout", "0.2").status == 124
+
+
+def test_down_without_a_name_takes_all_down_and_says_so(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets |= {"api": a_fleet("api", 1), "web": a_fleet()}
+    result = fleetctl("down")
+    assert (result.status, result.out) == (0, "api is down, 1 agent ended\nweb is down, 2 agents ended\n")
+    assert daemon.fleets == {}
+    again = fleetctl("down")
+    assert (again.status, again.err) == (0, "nothing to take down\n")
+
+
+def test_down_of_an_unknown_fleet_is_status_5(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    assert fleetctl("down", "ghost").status == 5
+
+
+def test_dry_runs_change_nothing(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    for command in (["down"], ["scale", "9"], ["restart"]):
+        result = fleetctl(*command, "--dry-run")
+        assert result.status == 0
+        assert "would" in result.out
+    assert daemon.fleets["web"] == a_fleet()
+
+
+def test_dry_run_of_up_starts_no_daemon(state_dir: Path, fleetctl: Fleetctl) -> None:
+    result = fleetctl("up", "-n", "3", "--dry-run")
+    assert result.status == 0
+    assert "would start the daemon" in result.out
+    assert not state_dir.exists()
+
+
+@pytest.mark.parametrize(("ready", "status"), [(2, 0), (1, 3)])
+def test_check_tells_by_its_exit_status(ready: int, status: int, daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    agents = [an_agent(number, ready=number < ready) for number in range(2)]
+    daemon.fleets["web"] = a_fleet(agents=agents, ready_replicas=ready)
+    assert fleetctl("status", "--check").status == status
+    assert fleetctl("status").status == 0
+
+
+def test_status_as_json_is_the_daemons_own_object(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets |= {"api": a_fleet("api"), "web": a_fleet()}
+    told = json.loads(fleetctl("status", "--json").out)
+    assert (told["schema"], [fleet["name"] for fleet in told["fleets"]]) == ("fleetctl/status/v1", ["api", "web"])
+    assert [fleet["name"] for fleet in json.loads(fleetctl("status", "web", "--json").out)["fleets"]] == ["web"]
+    assert fleetctl("status", "ghost").status == 5
+
+
+def test_ps_lists_agents_flat(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    ended = an_agent(2, state="terminated", pid=None, ready=False)
+    daemon.fleets |= {"api": a_fleet("api", 1), "web": a_fleet(agents=[an_agent(0), ended])}
+    told = json.loads(fleetctl("ps", "--json").out)
+    assert [(agent["fleet"], agent["id"]) for agent in told["agents"]] == [("api", "api-00000"), ("web", "web-00000"), ("web", "web-00002")]
+    assert fleetctl("ps", "-q").out == "api-00000\nweb-00000\n"
+    assert fleetctl("ps", "-aq").out == "api-00000\nweb-00000\nweb-00002\n"
+    assert "1 more ended" in fleetctl("ps").err
+
+
+def test_inspect_shows_an_agent_or_a_fleet(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    assert "State:        running" in fleetctl("inspect", "web-00000").out
+    assert "logs.keep:" in fleetctl("inspect", "web").out
+    assert json.loads(fleetctl("inspect", "web", "--json").out)["schema"] == "fleetctl/fleet/v1"
+    assert json.loads(fleetctl("inspect", "web-00000", "--json").out)["schema"] == "fleetctl/agent/v1"
+    assert fleetctl("inspect", "ghost").status == 5
+
+
+def test_history_and_events(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.events = [
+        {"at": "2026-01-31T12:00:00Z", "kind": "agent.started", "fleet": "web", "agent_id": "web-1", "message": "up", "data": {}}
+    ]
+    assert "2 -> 5" in fleetctl("history").out
+    assert json.loads(fleetctl("history", "--json").out)["entries"][0]["target_replicas"] == 5
+    assert fleetctl("events").out == "2026-01-31 12:00:00Z  agent.started     web-1             up\n"
+    assert json.loads(fleetctl("events", "--json").out)["events"] == daemon.events
+
+
+def test_wait_returns_when_it_holds_or_the_time_is_over(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    assert fleetctl("wait", "web").out == "web: 2 of 2 ready\n"
+    assert fleetctl("wait", "web", "--for", "count=3", "--timeout", "0.2").status == 124
+    assert fleetctl("wait", "ghost").status == 5
+    assert fleetctl("wait", "ghost", "--for", "drained").status == 0
+
+
+def test_state_directory_is_taken_before_and_after_the_command(
+    daemon: FakeDaemon, state_dir: Path, fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.fleets["web"] = a_fleet()
+    monkeypatch.setenv("FLEETCTL_STATE_DIR", "/nonexistent")
+    assert fleetctl("--state-dir", str(state_dir), "ps", "-q").out == fleetctl("ps", "-q", "--state-dir", str(state_dir)).out != ""
+
+
+def test_reads_without_a_daemon_say_so_and_start_nothing(state_dir: Path, fleetctl: Fleetctl) -> None:
+    for command in (["status"], ["ps"], ["history"], ["events"], ["logs"], ["doctor"], ["daemon", "status"]):
+        assert fleetctl(*command).status == 0
+    result = fleetctl("status", "--json")
+    assert json.loads(result.out)["daemon"]["alive"] is False
+    assert "does not run" in result.err
+    assert fleetctl("status", "--check").status == 3
+    assert fleetctl("daemon", "status", "--check").status == 3
+    assert not state_dir.exists()
+
+
+def test_daemon_stop_not_on_a_terminal_wants_to_be_told(daemon: FakeDaemon, fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon.fleets["web"] = a_fleet()
+    result = fleetctl("daemon", "stop")
+    assert result.status == 2
+    assert "--keep" in result.err
+    assert "--drain" in result.err
+    stopped: list[str] = []
+
+    def stop(self: LocalEngine, mode: str, timeout: float | None = None) -> int:
+        stopped.append(mode)
+        return 99
+
+    monkeypatch.setattr(LocalEngine, "stop_daemon", stop)
+    assert fleetctl("daemon", "stop", "--drain").out == "the daemon (pid 99) has ended; its 2 agents have stopped\n"
+    daemon.fleets.clear()
+    assert fleetctl("daemon", "stop").status == 0
+    assert stopped == ["drain", "keep"]
+
+
+def test_stopping_a_daemon_that_does_not_run_is_done_already(fleetctl: Fleetctl) -> None:
+    result = fleetctl("daemon", "stop", "--keep")
+    assert (result.status, result.err) == (0, "no daemon runs\n")
+
+
+def test_a_fault_of_our_own_is_told_without_a_traceback(fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: LocalEngine) -> None:
+        raise ZeroDivisionError("by \x1b[31mzero")
+
+    monkeypatch.setattr(LocalEngine, "client", property(broken))
+    result = fleetctl("scale", "1")
+    assert result.status == 1
+    assert result.err.startswith("internal error: ZeroDivisionError: by")
+    assert "Traceback" not in result.err
+    monkeypatch.setenv("FLEETCTL_DEBUG", "1")
+    assert "Traceback" in fleetctl("scale", "1").err
+
+
+def test_errors_may_have_several_lines_and_are_cleaned(fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: LocalEngine) -> None:
+        raise NotStopped("one\n\x1b[2Jtwo", hint="three\x07")
+
+    monkeypatch.setattr(LocalEngine, "client", property(broken))
+    assert fleetctl("scale", "1").err == "error: one\n  two\nhint: three \n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(daemon: FakeDaemon) -> None:
+    daemon.fleets["web"] = a_fleet(size=2000)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*PROGRAM, "ps"], stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=30)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_no_color_and_pipes_have_no_escape_sequences(daemon: FakeDaemon) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0, note="\x1b[31mred\x1b[0m")])
+    for command in (["status"], ["ps"], ["inspect", "web"]):
+        done = call(*command)
+        assert done.returncode == 0
+        assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_stopping_waits_for_a_daemon_that_is_gone_already(state_dir: Path) -> None:
+    with pytest.raises(DaemonUnreachable):
+        LocalEngine(str(state_dir)).stop_daemon("keep")

@@ -1,0 +1,327 @@
+"""The engine and the everyday commands over real daemons and real processes: start, races, death, adoption, offline reading, the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleetctl.client import Client
+from fleetctl.engines.local import LocalEngine
+from fleetctl.errors import FleetctlError
+from tests.cli.conftest import PROGRAM, call, environment
+from tests.cli.fake_daemon import running
+
+
+@pytest.fixture(autouse=True)
+def clean_end(state_dir: Path) -> Iterator[None]:
+    """Whatever a test started under this state directory ends with it."""
+    yield
+    engine = LocalEngine(str(state_dir))
+    if holder := engine.lock_holder():
+        os.kill(holder, signal.SIGKILL)
+        while engine.lock_holder():
+            time.sleep(0.01)
+    if not state_dir.is_dir():
+        return
+    for file in state_dir.glob("fleetctl.db*"):  # without these no record claims what still runs
+        file.rmdir() if file.is_dir() else file.unlink()
+    assert engine.end_orphans(engine.find_orphans(), seconds=0) == []
+
+
+def kill_daemon(state_dir: Path) -> None:
+    engine = LocalEngine(str(state_dir))
+    pid = engine.lock_holder()
+    assert pid
+    descriptor = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    while engine.lock_holder() is not None:
+        time.sleep(0.01)
+    os.close(descriptor)
+
+
+def pids(*arguments: str) -> dict[str, int]:
+    return {agent["id"]: agent["pid"] for agent in json.loads(call("ps", "--json", *arguments).stdout)["agents"]}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_fleet_from_up_to_down() -> None:
+    up = call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
+    assert (up.returncode, up.stderr.splitlines()[0][:23]) == (0, "started the daemon (pid")
+    assert up.stdout.startswith("web  2 of 2 ready  sleep 1000\n")
+    again = call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
+    assert again.returncode == 0
+    assert "started the daemon" not in again.stderr
+    before = pids()
+    assert call("scale", "+1").stdout == "web: 3 of 3 ready\n"
+    assert pids().items() >= before.items()
+    assert call("scale", "-2").stdout == "web: 1 of 1 ready\n"
+    kept = pids()
+    assert call("restart").returncode == 0
+    assert set(pids().values()).isdisjoint(kept.values())
+    assert call("down").stdout == "web is down, 1 agent ended\n"
+    assert call("daemon", "stop").returncode == 0
+    assert call("daemon", "status", "--check").returncode == 3
+
+
+def test_up_with_another_command_waits_until_all_run_it() -> None:
+    call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
+    before = pids()
+    assert call("up", "-n", "2", "--name", "web", "--", "sleep", "2000").returncode == 0
+    after = pids()
+    assert set(after.values()).isdisjoint(before.values())
+    assert [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in after.values()] == [b"sleep\x002000\x00"] * 2
+
+
+def test_up_names_the_agent_that_cannot_run_and_shows_its_last_words() -> None:
+    up = call("up", "--name", "bad", "--", "sh", "-c", "echo the reason; exit 78")
+    assert (up.returncode, up.stdout) == (1, "")
+    assert "failed: exit 78" in up.stderr
+    assert "    the reason\n" in up.stderr
+
+
+def test_up_gives_up_after_its_timeout_and_the_fleet_goes_on() -> None:
+    up = call("up", "--name", "slow", "--timeout", "0.6", "--", "sh", "-c", "exit 3")
+    assert up.returncode == 124
+    assert "slow: 0 of 1 ready" in up.stderr
+    assert [agent.rpartition("-")[0] for agent in pids()] == ["slow"]
+
+
+def test_ctrl_c_while_up_waits_leaves_the_fleet_starting(state_dir: Path) -> None:
+    up = subprocess.Popen(
+        [*PROGRAM, "up", "--name", "slow", "--", "sh", "-c", "exit 3"], stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    with Client(str(state_dir)) as client:
+        while not (LocalEngine(str(state_dir)).daemon_pid() and client.daemon()["fleets"]):
+            time.sleep(0.02)
+    assert up.stderr
+    said = up.stderr.readline() + up.stderr.readline()
+    assert "slow: " in said
+    up.send_signal(signal.SIGINT)
+    assert "goes on starting in the background" in up.stderr.read()
+    assert up.wait(10) == 130
+    assert pids()
+
+
+def test_with_a_dead_daemon_ps_logs_and_down_still_work(state_dir: Path) -> None:
+    call("up", "-n", "2", "--name", "web", "--", "sh", "-c", "echo hello; exec sleep 1000")
+    before = pids()
+    kill_daemon(state_dir)
+    shown = call("ps", "--json")
+    told = json.loads(shown.stdout)
+    assert told["daemon"]["alive"] is False
+    assert {agent["id"]: agent["pid"] for agent in told["agents"]} == before
+    assert "does not run" in shown.stderr
+    assert sorted(call("logs").stdout.splitlines()) == sorted(f"{agent} | hello" for agent in before)
+    first = next(iter(before))
+    os.kill(before[first], signal.SIGKILL)
+    while alive(before[first]):
+        time.sleep(0.01)
+    states = {agent["id"]: agent["state"] for agent in json.loads(call("ps", "--json").stdout)["agents"]}
+    assert (states.pop(first), set(states.values())) == ("terminated", {"running"})
+    down = call("down")
+    assert (down.returncode, "started one" in down.stderr) == (0, True)
+    assert not any(map(alive, before.values()))
+    assert LocalEngine(str(state_dir)).lock_holder() is None
+    assert json.loads(call("ps", "--json").stdout)["agents"] == []
+
+
+def test_down_of_one_fleet_with_a_dead_daemon_leaves_the_other_running(state_dir: Path) -> None:
+    for name in ("api", "web"):
+        call("up", "--name", name, "--", "sleep", "1000")
+    before = pids()
+    kill_daemon(state_dir)
+    assert call("down", "web").returncode == 0
+    assert {agent: alive(pid) for agent, pid in before.items()} == {agent: agent.startswith("api") for agent in before}
+    assert call("daemon", "start").returncode == 0
+    assert pids().items() <= before.items()
+
+
+def test_orphans_are_shown_and_ended(state_dir: Path) -> None:
+    call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
+    before = pids()
+    assert call("down", "--orphans", "--dry-run").stdout.endswith("0 orphans would be ended\n")
+    kill_daemon(state_dir)
+    for file in ("fleetctl.db", "fleetctl.db-wal", "fleetctl.db-shm", "fleets/web.json"):
+        (state_dir / file).unlink(missing_ok=True)
+    doctor = json.loads(call("doctor", "--json").stdout)
+    assert [finding["level"] for finding in doctor["findings"] if finding["check"] == "orphans"] == ["warn"]
+    done = call("down", "--orphans")
+    assert (done.returncode, done.stdout) == (0, "2 orphans ended\n")
+    assert not any(map(alive, before.values()))
+
+
+@pytest.mark.parametrize(("how", "runs_on"), [("--keep", True), ("--drain", False)])
+def test_daemon_stop_keeps_or_drains(how: str, runs_on: bool) -> None:
+    call("up", "--name", "web", "--", "sleep", "1000")
+    before = pids()
+    refused = call("daemon", "stop")
+    assert (refused.returncode, "--keep" in refused.stderr) == (2, True)
+    assert call("daemon", "stop", how).returncode == 0
+    assert list(map(alive, before.values())) == [runs_on]
+    assert call("daemon", "start").returncode == 0
+    assert call("wait", "web").returncode == 0
+    assert (pids() == before) is runs_on
+
+
+def test_racing_ups_start_one_daemon() -> None:
+    racers = [
+        subprocess.Popen(
+            [*PROGRAM, "up", "--name", f"f{number}", "--", "sleep", "1000"], stderr=subprocess.PIPE, text=True, env=environment()
+        )
+        for number in range(4)
+    ]
+    said = [racer.communicate(timeout=60)[1] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0] * 4, said
+    assert sum("started the daemon" in words for words in said) == 1
+    assert len(pids()) == 4
+
+
+def test_daemon_that_cannot_start_says_why(state_dir: Path) -> None:
+    state_dir.mkdir(mode=0o700)
+    (state_dir / "fleetctl.db").mkdir()
+    started = call("daemon", "start")
+    assert started.returncode == 1
+    assert "fleetctl.db" in started.stderr
+    assert "Traceback" not in started.stderr
+
+
+def test_daemon_that_dies_without_a_word_shows_the_end_of_its_log(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(FleetctlError, match="ended while it started") as caught:
+        LocalEngine(str(state_dir)).ensure_daemon()
+    assert "daemon.log" in caught.value.hint
+    script = state_dir / "python"
+    script.write_text("#!/bin/sh\necho last words >&2\n")
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(FleetctlError, match="last words"):
+        LocalEngine(str(state_dir)).ensure_daemon()
+
+
+def test_daemon_log_is_private(state_dir: Path) -> None:
+    call("daemon", "start")
+    assert (state_dir / "daemon.log").stat().st_mode & 0o777 == 0o600
+    assert call("daemon", "start").stdout.startswith("the daemon runs already")
+
+
+def test_a_state_directory_that_is_a_file_is_told(state_dir: Path) -> None:
+    state_dir.write_text("")
+    for command in (["up"], ["daemon", "start"]):
+        done = call(*command)
+        assert (done.returncode, done.stderr.splitlines()[0].startswith("error: ")) == (1, True)
+    assert call("doctor").returncode == 1
+
+
+def test_logs_follow_and_stop_with_the_reader(state_dir: Path) -> None:
+    folder = state_dir / "logs" / "web"
+    folder.mkdir(parents=True)
+    log = folder / "web-00000.log"
+    log.write_bytes(b"one\ntwo\n")
+    follower = subprocess.Popen([*PROGRAM, "logs", "-f", "-n", "1", "web-00000"], stdout=subprocess.PIPE, env=environment())
+    assert follower.stdout
+    assert follower.stdout.readline() == b"two\n"
+    with open(log, "ab") as file:
+        file.write(b"\x1b[31mthree\n")
+    assert follower.stdout.readline() == b"\x1b[31mthree\n"
+    follower.stdout.close()
+    with open(log, "ab") as file:
+        file.write(b"four\n")
+    assert follower.wait(10) == 0
+
+
+def test_logs_follow_agents_that_come_later(state_dir: Path) -> None:
+    folder = state_dir / "logs" / "web"
+    folder.mkdir(parents=True)
+    (folder / "web-00000.log").write_bytes(b"2026-01-01T00:00:00Z old\n")
+    follower = subprocess.Popen([*PROGRAM, "logs", "-f", "web"], stdout=subprocess.PIPE, env=environment())
+    assert follower.stdout
+    assert follower.stdout.readline() == b"web-00000 | 2026-01-01T00:00:00Z old\n"
+    (folder / "web-00001.log").write_bytes(b"new\n")
+    assert follower.stdout.readline() == b"web-00001 | new\n"
+    follower.send_signal(signal.SIGINT)
+    assert follower.wait(10) == 130
+    follower.stdout.close()
+
+
+def test_logs_show_the_last_lines_or_those_since(state_dir: Path) -> None:
+    folder = state_dir / "logs" / "web"
+    folder.mkdir(parents=True)
+    (folder / "web-00000.log").write_bytes(b"".join(b"%d\n" % number for number in range(200)))
+    assert call("logs", "web-00000", "-n", "2").stdout == "198\n199\n"
+    assert len(call("logs", "web-00000").stdout.splitlines()) == 100
+    assert len(call("logs", "web-00000", "--since", "1h").stdout.splitlines()) == 200
+    assert call("logs", "web", "-n", "1").stdout == "web-00000 | 199\n"
+
+
+def test_doctor_finds_a_stale_socket_open_modes_and_a_hung_daemon(state_dir: Path) -> None:
+    def levels() -> dict[str, str]:
+        return {finding["check"]: finding["level"] for finding in json.loads(call("doctor", "--json").stdout)["findings"]}
+
+    with running(state_dir):
+        assert levels()["daemon"] == "ok"
+    (state_dir / "run" / "control.sock").touch()
+    os.chmod(state_dir, 0o755)
+    found = levels()
+    assert (found["state directory"], found["daemon"]) == ("warn", "ok")
+    assert state_dir.stat().st_mode & 0o777 == 0o755  # it looks and changes nothing
+    os.chmod(state_dir, 0o700)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(state_dir / "daemon.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout
+    assert holder.stdin
+    holder.stdout.readline()
+    assert levels()["daemon"] == "fail"
+    assert call("doctor").returncode == 1
+    holder.stdin.close()
+    holder.stdout.close()
+    holder.wait(10)
+
+
+def test_config_commands(tmp_path: Path) -> None:
+    shown = call("config", "init", "--name", "web", "--dry-run")
+    assert shown.returncode == 0
+    assert call("config", "check").returncode == 6
+    assert call("config", "init", "--name", "web").returncode == 0
+    assert (tmp_path / "here" / "fleet.toml").read_text() == shown.stdout
+    assert call("config", "init").returncode == 6
+    assert call("config", "check").stdout == "fleet.toml is valid: web\n"
+    assert json.loads(call("config", "show", "--json").stdout)["fleets"][0]["name"] == "web"
+    assert "restart.policy" in call("config", "show").stdout
+    assert json.loads(call("config", "schema").stdout)["type"] == "object"
+    (tmp_path / "here" / "fleet.toml").write_text(
+        '[fleet]\nname = "web"\ncommand = ["sleep", "9"]\nreplicsa = 3\nenvironment = {SECRET = "hidden"}\n'
+    )
+    wrong = call("config", "check")
+    assert wrong.returncode == 6
+    assert "fleet.toml:4" in wrong.stderr
+    assert "replicas" in wrong.stderr
+    (tmp_path / "here" / "fleet.toml").write_text('[fleet]\nname = "web"\ncommand = ["sleep", "9"]\nenvironment = {SECRET = "hidden"}\n')
+    for command in (["config", "show"], ["config", "show", "--json"]):
+        done = call(*command)
+        assert done.returncode == 0
+        assert "SECRET" in done.stdout
+        assert "hidden" not in done.stdout
+
+
+def test_up_reads_the_file_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "here" / "fleet.toml").write_text('[fleet]\nname = "from-file"\ncommand = ["sleep", "1000"]\nreplicas = 2\n')
+    assert call("up").stdout.startswith("from-file  2 of 2 ready  sleep 1000\n")
+    assert call("up", "-n", "1").stdout.startswith("from-file  1 of 1 ready  sleep 1000\n")
+    told = json.loads(call("up", "--json").stdout)
+    assert [fleet["ready_replicas"] for fleet in told["fleets"]] == [2]

@@ -1,0 +1,168 @@
+"""Rendering is pure: values in, lines out. Tables of cases, and what must hold at any width."""
+
+import re
+from typing import Any
+
+import pytest
+
+from fleetctl.cli import render
+from tests.cli.fake_daemon import a_fleet, a_status, an_agent
+
+NASTY = "\x1b]0;owned\x07\x1b[31mred\x1b[0m\r\n\t[bold]x[/bold]\x9b1m\u202eabc\x00"
+
+
+def text(lines: list[render.Line]) -> list[str]:
+    return render.plain(lines).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "-"), (-1, "0s"), (0.9, "0s"), (59, "59s"), (61, "1m01s"), (3600, "1h00m"), (90061, "1d01h"), (8640000, "100d00h")],
+)
+def test_duration_has_two_units_at_most(seconds: float | None, words: str) -> None:
+    assert render.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (None, "-"),
+        (0, "0B"),
+        (999, "999B"),
+        (1023, "1.0K"),
+        (12_345_678, "11.8M"),
+        (123_456_789, "118M"),
+        (2 << 40, "2.0T"),
+        (5000 << 40, "5000T"),
+    ],
+)
+def test_size_has_a_unit_of_1024(count: int | None, words: str) -> None:
+    assert render.size(count) == words
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (None, "-"),
+        ({"code": 3, "signal": None, "at": None, "text": "exit 3"}, "exit 3"),
+        ({"code": None, "signal": 9, "text": ""}, "signal 9"),
+        ({"code": 0, "signal": None, "text": ""}, "exit 0"),
+        ({"code": None, "signal": None, "text": ""}, "unknown"),
+    ],
+)
+def test_last_exit_in_words(found: dict[str, Any] | None, words: str) -> None:
+    assert render.last_exit(found) == words
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [("2026-01-31T12:00:00Z", "2026-01-31 12:00:00Z"), ("2026-01-31T12:00:00.123Z", "2026-01-31 12:00:00Z"), ("soon", "soon")],
+)
+def test_moment_leaves_out_the_fraction(at: str, words: str) -> None:
+    assert render.moment(at) == words
+
+
+def test_clean_leaves_nothing_that_steers_a_terminal() -> None:
+    assert render.clean(NASTY) == "red [bold]x[/bold] 1m abc "
+    assert render.clean("\ud800") == "?"
+    assert render.clean("naïve 日本") == "naïve 日本"
+
+
+@pytest.mark.parametrize(
+    ("words", "width", "shown"),
+    [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("日本語", 5, "日本…"), ("日本語", 4, "日…"), ("abc", 1, "…"), ("abc", 0, "")],
+)
+def test_cut_keeps_to_the_width_in_columns(words: str, width: int, shown: str) -> None:
+    assert render.cut(words, width) == shown
+    assert render.cell_width(render.cut(words, width)) <= max(width, render.cell_width(words) if words == shown else width)
+
+
+def a_long_agent(number: int) -> dict[str, Any]:
+    note = "waits for " + "日本語 " * 30
+    return an_agent(
+        number, state="backoff", ready=False, restarts=12345, note=note, last_exit={"code": 3, "signal": None, "text": "exit 3"}
+    )
+
+
+@pytest.mark.parametrize("width", [*range(60, 201, 7), 30, 20])
+def test_no_line_is_longer_than_the_terminal(width: int) -> None:
+    agents = [an_agent(0), a_long_agent(1), an_agent(2, id="a-fleet-with-quite-a-long-name-k3x9q", note=NASTY)]
+    fleet = a_fleet(command=["python", "-c", "x" * 300], agents=agents, notes=["n" * 300], desired_replicas=3, ready_replicas=2)
+    for lines in (
+        render.status_lines(a_status(fleet, fleet), width),
+        render.ps_lines([{**agent, "fleet": "web"} for agent in agents], width),
+    ):
+        for line in text(lines):
+            assert render.cell_width(line) <= width
+            assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200, None])
+def test_id_and_state_are_shown_at_any_width(width: int | None) -> None:
+    lines = text(render.ps_lines([{**a_long_agent(1), "fleet": "web"}], width))
+    assert "web-00001" in lines[1]
+    assert "backoff" in lines[1]
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    header = text(render.ps_lines([{**an_agent(), "fleet": "web"}], None))[0]
+    assert header.split() == ["AGENT", "FLEET", "STATE", "PID", "CPU", "MEMORY", "UPTIME", "RESTARTS"]
+
+
+def test_numbers_are_aligned_right_and_unknown_ones_are_a_dash() -> None:
+    lines = text(render.ps_lines([{**an_agent(), "fleet": "web"}, {**an_agent(1, pid=None, cpu_percent=None), "fleet": "web"}], None))
+    assert lines[1][: lines[0].index("PID") + 3].endswith(" 1000")
+    assert lines[2][: lines[0].index("PID") + 3].endswith(" -")
+    assert lines[1].split()[4:7] == ["12.3%", "11.8M", "1m01s"]
+
+
+def test_state_is_said_in_words_and_only_coloured_on_top() -> None:
+    agents = [an_agent(number, state=state) for number, state in enumerate(["running", "failed"])] + [an_agent(2, ready=False)]
+    lines = render.fleet_lines(a_fleet(agents=agents, desired_replicas=3), 100)
+    plain, coloured = render.plain(lines), render.ansi(lines)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+    assert "\x1b[1;31mfailed\x1b[0m" in coloured
+    assert "running, not ready" in plain
+
+
+def test_fleet_title_tells_what_is_going_on() -> None:
+    fleet = a_fleet(
+        down=True,
+        ready_replicas=1,
+        autoscaling={"enabled": True, "mode": "cpu"},
+        warm_pool={"enabled": True, "current_size": 1, "target_size": 5},
+    )
+    assert text([render.fleet_title(fleet)]) == ["web  1 of 2 ready, being taken down, autoscaling, 1 of 5 warm  sleep 60"]
+
+
+def test_status_without_fleets_says_what_to_do() -> None:
+    assert text(render.status_lines(a_status(), 80)) == ["no fleets; `fleetctl up` starts one"]
+
+
+@pytest.mark.parametrize("height", [3, 5, 20])
+def test_status_shows_what_fits_and_counts_the_rest(height: int) -> None:
+    lines = text(render.status_lines(a_status(a_fleet(size=50)), 80, height))
+    assert len(lines) == height
+    assert f"{52 - height + 1} more lines" in lines[-1]
+
+
+def test_history_shows_the_change_and_the_reason() -> None:
+    entry = {
+        "at": "2026-01-31T12:00:00Z",
+        "fleet": "web",
+        "current_replicas": 2,
+        "target_replicas": 5,
+        "reason": "asked",
+        "cause": "manual",
+    }
+    assert text(render.history_lines([entry], 80))[1] == "2026-01-31 12:00:00Z  web    2 -> 5  manual  asked"
+    assert text(render.history_lines([], 80)) == ["no decisions yet"]
+
+
+def test_event_is_one_line() -> None:
+    event = {"at": "2026-01-31T12:00:00Z", "kind": "agent.failed", "fleet": "web", "agent_id": None, "message": "a\nb"}
+    assert text([render.event_line(event)]) == ["2026-01-31 12:00:00Z  agent.failed      web               a b"]
+
+
+def test_settings_are_told_by_their_key_path() -> None:
+    assert render.flatten({"a": 1, "b": {"c": {"d": [1]}}, "e": {}}) == [("a", 1), ("b.c.d", [1]), ("e", None)]
