@@ -96,15 +96,28 @@ class Place:
         self.client.close()
 
     def close(self) -> None:
-        if self.daemon is not None and self.daemon.poll() is None:
+        if self.daemon is not None:
             self.daemon.kill()
             self.daemon.wait()
         self.client.close()
+        for pid in self._daemons():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         while found := self.processes():
             for process in found:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.01)
+
+    def _daemons(self) -> list[int]:
+        """Daemons of this directory that commands started."""
+        found = []
+        for name in os.listdir("/proc"):
+            with suppress(OSError):
+                words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0") if name.isdigit() else []
+                if b"--background" in words and os.fsencode(self.root) in words:
+                    found.append(int(name))
+        return found
 
     def daemon_log(self) -> str:
         return Path(f"{self.root}/daemon.log").read_text(errors="replace")

@@ -1,0 +1,110 @@
+"""Each example run as its README says, on real processes: up, at work, a worker killed with -9, nothing lost, down."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.real.harness import ROOT, Place, eventually
+from tests.servers import require
+
+JOBS = 150
+
+
+def test_hello_greets_from_every_agent_and_survives_a_kill(place: Place) -> None:
+    done = place.run("up", "--file", str(ROOT / "examples/hello/fleet.toml"))
+    assert "hello  3 of 3 ready" in done.stdout
+    before = place.leaders()
+    eventually(lambda: sorted(_greetings(place)) == ["0", "1", "2"], "every agent has said hello")
+    killed, pid = next(iter(before.items()))
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: place.settled("hello", 3), "the killed one is replaced")
+    after = place.leaders()
+    assert after.keys() == before.keys()
+    assert {agent_id for agent_id in before if after[agent_id] != before[agent_id]} == {killed}
+    eventually(lambda: len(_processes_that_greeted(place)) == 4, "the new process says hello too")
+    assert place.agents()[[agent["id"] for agent in place.agents()].index(killed)]["last_exit"]["signal"] == signal.SIGKILL
+    assert "hello is down, 3 agents ended" in place.run("down").stdout
+    assert not place.processes()
+
+
+def _greetings(place: Place) -> set[str]:
+    return set(re.findall(r"\| hello from agent (\d)", place.run("logs", "hello").stdout))
+
+
+def _processes_that_greeted(place: Place) -> set[str]:
+    return set(re.findall(r"process (\d+)", place.run("logs", "hello").stdout))
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A redis-server of our own on a free port."""
+    program = require("redis-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    try:
+        url = f"redis://127.0.0.1:{port}/0"
+        with redis.Redis.from_url(url) as db:
+            eventually(lambda: _answers(db), "redis-server answers")
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(db: "redis.Redis") -> bool:
+    try:
+        return bool(db.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def test_queue_workers_lose_no_job_when_they_are_killed(place: Place, redis_url: str) -> None:
+    folder = Path(place.root, "example")
+    shutil.copytree(ROOT / "examples/queue-worker", folder)
+    (folder / "redis.env").write_text(f"REDIS_URL={redis_url}\n")
+    (folder / ".venv").symlink_to(sys.prefix)  # stands for the one that the README makes
+    assert "queue-worker  3 of 3 ready" in place.run("up", "--file", str(folder / "fleet.toml")).stdout
+    produce = [sys.executable, str(folder / "produce.py"), str(JOBS)]
+    subprocess.run(produce, env={**os.environ, "REDIS_URL": redis_url}, check=True, stdout=subprocess.DEVNULL)
+    with redis.Redis.from_url(redis_url, decode_responses=True) as db:
+        for number in (1, 2, 3):  # each time a job is in somebody's hands
+            eventually(lambda: int(db.hlen("jobs:done")) >= 10 * number, "jobs are being done")  # noqa: B023 - called at once
+            agent_id, pid = sorted(place.leaders().items())[number - 1]
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: place.leaders().get(agent_id, pid) != pid, "the killed worker is replaced")  # noqa: B023 - called at once
+        place.run("scale", "2")  # one of them is asked to stop: it finishes its job first
+        eventually(lambda: int(db.hlen("jobs:done")) == JOBS, "every job is done", 30)
+        assert sorted(map(int, db.hkeys("jobs:done"))) == list(range(JOBS))
+        eventually(lambda: not list(db.scan_iter(match="jobs:taken:*")), "no job is left in anybody's hands", 30)
+        assert db.llen("jobs") == 0
+    place.run("down")
+    assert not place.processes()
+
+
+def test_the_address_of_redis_is_stored_and_shown_nowhere(place: Place) -> None:
+    """It stands in an env_file because it may hold a password."""
+    folder = Path(place.root, "example")
+    shutil.copytree(ROOT / "examples/queue-worker", folder)
+    (folder / "redis.env").write_text("REDIS_URL=redis://:hunter2@127.0.0.1:1/0\n")
+    (folder / ".venv").symlink_to(sys.prefix)
+    place.run("up", "--file", str(folder / "fleet.toml"), "--no-wait")
+    eventually(lambda: place.agents()[0]["last_exit"], "a worker found nothing at that address")
+    shown = place.run("inspect", "queue-worker", "--json").stdout + place.run("status", "--json").stdout + place.run("events").stdout
+    shown += place.run("config", "show", str(folder / "fleet.toml")).stdout
+    place.stop("drain") if place.daemon else place.run("daemon", "stop", "--drain")
+    assert "hunter2" not in shown
+    for path in Path(place.root).rglob("*"):
+        if path.is_file() and folder not in path.parents:
+            assert b"hunter2" not in path.read_bytes(), path
