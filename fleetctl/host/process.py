@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from fleetctl.errors import SpawnFailed
+from fleetctl.errors import SpawnFailed, StateDirectoryError
 from fleetctl.host import environment, logs, pidfd, procfs
 from fleetctl.host.paths import Paths
 from fleetctl.models import Agent, Exit, FleetSpec, Found, Identity, ProcessRef
@@ -70,6 +70,8 @@ class LocalLifecycleManager:
                 )
         except OSError as error:
             raise SpawnFailed(_why_not(error, spec), permanent=error.errno not in _TRANSIENT) from error
+        except StateDirectoryError as error:  # its log: concerns this agent, and must not hold up the others
+            raise SpawnFailed(error.message) from error
         except ValueError as error:  # a NUL in an argument or a variable
             raise SpawnFailed(f"cannot start {spec.command[0]!r}: {error}", permanent=True) from error
         child.returncode = 0  # we reap by pidfd: keeps Popen from ever waiting for it
