@@ -217,12 +217,17 @@ class LocalLifecycleManager:
         return trees
 
     def _is_its_session(self, agent: Agent, stats: Mapping[int, procfs.Stat]) -> bool:
-        """A session id outlives its leader, but once the leader is reaped and the session empty, it may be reused."""
+        """A session id outlives its leader, but once the leader is reaped and the session empty, it may be reused.
+
+        Without its leader the session must hold a process with the agent's token: a session that exists keeps its id from reuse.
+        """
         process = agent.process
         if process is None or process.boot_id != procfs.boot_id():
             return False
         leader = stats.get(process.pid)
-        return leader is None or leader.start_ticks == process.start_ticks
+        if leader is not None:
+            return leader.start_ticks == process.start_ticks
+        return any(stat.sid == process.pid and self._token(stat) == agent.token != "" for stat in stats.values())
 
     def _token(self, stat: procfs.Stat) -> str:
         key = (stat.pid, stat.start_ticks)
