@@ -190,7 +190,8 @@ class LocalLifecycleManager:
             spec_hash=environ.get(environment.SPEC_HASH, ""),
             leader=_ref(stat) if stat.sid == stat.pid else None,
             started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
-            started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND,
+            # The kernel counts from the boot with sleep, our deadlines without.
+            started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND - (time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()),
         )
 
     def _trees(self, agents: Sequence[Agent]) -> dict[str, list[procfs.Stat]]:
