@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated, Any
 
@@ -170,6 +171,19 @@ def _forget_stdout() -> None:
         os.close(nowhere)
 
 
+def _open_closed_streams() -> None:
+    """Stand in for standard streams that the caller closed, so that no file of ours gets their numbers; and let no locale break words."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def main() -> None:
     """The program `fleetctl`."""
 
@@ -177,6 +191,7 @@ def main() -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, stop)
+    _open_closed_streams()
     status = run()
     if "asyncio" in sys.modules:
         sys.exit(status)  # the daemon: an orderly end of the interpreter, whatever it costs

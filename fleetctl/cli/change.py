@@ -148,7 +148,7 @@ def _wait_until_gone(engine: LocalEngine, outcome: Outcome, before: "Status", ti
     watched = Watched(engine, names)
     try:
         watched.until(lambda status: not any(find(status, name) for name in names), timeout=timeout, what="not down")
-    except TimedOut as error:
+    except (TimedOut, NotStopped) as error:
         outcome.failures.append((", ".join(names), error))
         return ""
     gone = {name: fleet for name in names if (fleet := find(before, name))}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fleetctl.cli.options import StateDir
-from fleetctl.cli.terminal import emit_bytes
+from fleetctl.cli.terminal import emit_bytes, say
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import UsageError
 
@@ -83,6 +83,8 @@ def logs(
     with LocalEngine(state_dir) as engine:
         sources = engine.log_sources(names or [])
         show = Printer(sources, always=not names or len(names) > 1 or names[0] in {fleet for fleet, _ in sources})
+        if not sources:
+            say("nothing was written yet")
         if follow:
             _follow(engine, names or [], sources, show, lines, after)
         else:

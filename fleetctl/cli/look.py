@@ -32,7 +32,7 @@ def status(
       fleetctl status --check --json
     """
     with LocalEngine(state_dir) as engine:
-        if not (once or check or json) and live(sys.stdout.isatty()):
+        if not (once or check or json) and live(sys.stdout.isatty()) and engine.daemon_pid() is not None:
             from fleetctl.cli.live import show_status
 
             show_status(engine, fleet, LIVE_SECONDS)

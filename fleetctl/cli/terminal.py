@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from fleetctl.errors import FleetctlError
+
 if TYPE_CHECKING:
     from fleetctl.cli.render import Line
 
@@ -19,8 +21,12 @@ def emit(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise ReaderGone from None
+    except OSError as error:
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> Exception:
+    return ReaderGone() if isinstance(error, BrokenPipeError) else FleetctlError(f"the output cannot be written: {error.strerror}")
 
 
 def emit_bytes(data: bytes) -> None:
@@ -29,15 +35,15 @@ def emit_bytes(data: bytes) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise ReaderGone from None
+    except OSError as error:
+        raise _unwritten(error) from error
 
 
 def emit_json(value: Mapping[str, object]) -> None:
     """One object on one line."""
     from json import dumps
 
-    emit(dumps(value, ensure_ascii=False, separators=(", ", ": ")).encode(errors="replace").decode() + "\n")
+    emit(dumps(value) + "\n")
 
 
 def emit_lines(lines: "Iterable[Line]") -> None:

@@ -2,12 +2,13 @@
 
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from fleetctl.cli.terminal import Progress
-from fleetctl.errors import DaemonUnreachable, FleetctlError, TimedOut
+from fleetctl.errors import DaemonUnreachable, FleetctlError, NotFound, NotStopped, TimedOut
 
 if TYPE_CHECKING:
     from fleetctl.cli.outcome import Outcome
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 0.05
 SHOWN_AGENTS = 5
+SURVIVOR_SECONDS = 15.0
 
 
 def find(status: "Status", name: str) -> "FleetStatus | None":
@@ -98,9 +100,15 @@ class Watched:
         self.engine = engine
         self.names = names
         self.last: Status | None = None
+        self._draining: frozenset[str] = frozenset()
+        self._draining_since = 0.0
+        self._drain_seconds: float | None = None
 
     def until(self, done: Callable[["Status"], bool], *, timeout: float | None, what: str) -> "Status":
-        """The first status that `done` accepts. Shows progress on a terminal. Raises TimedOut; DaemonUnreachable when the daemon ends."""
+        """The first status that `done` accepts. Shows progress on a terminal.
+
+        Raises TimedOut; NotStopped for agents that outlive even being killed; DaemonUnreachable when the daemon ends.
+        """
         progress = Progress()
         try:
             with deadline(timeout, f"{', '.join(self.names)}: {what}"):
@@ -108,6 +116,7 @@ class Watched:
                     self.last = status
                     if done(status):
                         return status
+                    self._check_survivors(status)
                     progress.update(summary(status, self.names))
         except TimedOut as error:
             raise TimedOut("\n".join([error.message, *self._delays()]), hint=error.hint) from error
@@ -119,6 +128,29 @@ class Watched:
         yield self.engine.client.status()  # often enough, and cheaper than a stream
         with self.engine.client.watch_status(WATCH_SECONDS) as stream:
             yield from stream
+
+    def _check_survivors(self, status: "Status") -> None:
+        """The daemon kills what does not stop in its time; who is still there a good while later will not go, and is named."""
+        found = [
+            agent["id"]
+            for fleet in status["fleets"]
+            if fleet["name"] in self.names
+            for agent in fleet["agents"]
+            if agent["state"] == "draining"
+        ]
+        if (draining := frozenset(found)) != self._draining:
+            self._draining, self._draining_since = draining, monotonic()
+        if draining and monotonic() - self._draining_since > self._longest_drain() + SURVIVOR_SECONDS:
+            raise NotStopped(f"still alive, though killed: {', '.join(sorted(draining))}", hint="`fleetctl inspect` shows their processes")
+
+    def _longest_drain(self) -> float:
+        if self._drain_seconds is None:
+            self._drain_seconds = 0.0
+            for name in self.names:
+                with suppress(NotFound):
+                    spec = self.engine.client.fleet(name)["spec"]
+                    self._drain_seconds = max(self._drain_seconds, float(spec["graceful_drain"]["timeout_seconds"]))
+        return self._drain_seconds
 
     def _delays(self) -> list[str]:
         """How far things are, and a few of the agents that keep them waiting."""
@@ -146,7 +178,7 @@ def wait_until_settled(
     watched = Watched(engine, names)
     try:
         watched.until(done, timeout=timeout, what="not everything was as asked for")
-    except TimedOut as error:
+    except (TimedOut, NotStopped) as error:
         outcome.failures.append((", ".join(names), error))
     status = watched.last
     if status is None:

@@ -76,7 +76,8 @@ class FakeDaemon:
                 status = a_status()["daemon"]
                 return {**status, "schema": "fleetctl/daemon/v1", "fleets": sorted(self.fleets)}
             case "GET", ["fleets", name]:
-                return {**self._fleet(name), "schema": "fleetctl/fleet/v1", "spec": {"name": name, "logs": {"keep": 5}}, "spec_hash": "00"}
+                spec = {"name": name, "logs": {"keep": 5}, "graceful_drain": {"timeout_seconds": 0.0}}
+                return {**self._fleet(name), "schema": "fleetctl/fleet/v1", "spec": spec, "spec_hash": "00"}
             case "GET", ["agents", agent_id]:
                 return self._agent(agent_id)
             case "GET", ["history"]:

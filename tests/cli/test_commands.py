@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from fleetctl.cli import app
+from fleetctl.cli import app, waiting
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotStopped
 from tests.cli.conftest import PROGRAM, Fleetctl, call, environment
@@ -180,6 +180,18 @@ def test_timeout_says_how_far_it_is(daemon: FakeDaemon, fleetctl: Fleetctl) -> N
     assert [one["exit_status"] for one in json.loads(result.out)["failed"]] == [124]
 
 
+@pytest.mark.parametrize("command", [["down"], ["scale", "1"]])
+def test_survivors_are_named_and_the_status_is_1(
+    command: list[str], daemon: FakeDaemon, fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "SURVIVOR_SECONDS", 0.2)
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0), an_agent(1, state="draining", ready=False)])
+    daemon.obedient = False
+    result = fleetctl(*command)
+    assert (result.status, result.out) == (1, "")
+    assert "still alive, though killed: web-00001" in result.err
+
+
 def test_restart_waits_for_new_processes(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     daemon.fleets["web"] = a_fleet()
     assert fleetctl("restart", "web-00001").out == "web: 2 of 2 ready\n"
@@ -341,6 +353,27 @@ def test_a_reader_that_has_seen_enough_is_no_failure(daemon: FakeDaemon) -> None
     done = subprocess.run([*PROGRAM, "ps"], stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=30)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_do_not_matter(redirection: str, daemon: FakeDaemon) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m fleetctl ps {redirection}', PROGRAM[0]], capture_output=True, env=environment(), timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_output_that_cannot_be_written_is_an_error_in_words(daemon: FakeDaemon) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, "ps"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=30)
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
+
+
+def test_a_locale_without_the_characters_breaks_nothing(daemon: FakeDaemon) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0, note="日本")])
+    done = subprocess.run([*PROGRAM, "ps"], capture_output=True, env={**environment(), "PYTHONIOENCODING": "ascii"}, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"??" in done.stdout
 
 
 def test_no_color_and_pipes_have_no_escape_sequences(daemon: FakeDaemon) -> None:

@@ -112,6 +112,12 @@ def test_live_status_of_no_fleet_ends_at_once(daemon: FakeDaemon) -> None:
         assert terminal.end() == 5
 
 
+def test_status_without_a_daemon_is_no_live_view() -> None:
+    with on_terminal("status") as terminal:
+        assert terminal.end() == 0
+        assert "no fleets" in terminal.shown
+
+
 def test_status_once_on_a_terminal_is_a_coloured_table(daemon: FakeDaemon) -> None:
     daemon.fleets["web"] = a_fleet()
     with on_terminal("status", "--once") as terminal:
