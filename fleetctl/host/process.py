@@ -236,6 +236,8 @@ class LocalLifecycleManager:
             environ = procfs.environ(stat.pid)
             ours = environ.get(environment.STATE_DIR) == self._paths.root
             token = environ.get(environment.TOKEN, "") if ours else ""
+            if not environ and stat.sid != 0:
+                return token  # in the middle of an exec there is no environment yet: look again; kernel threads (session 0) have none
             self._tokens[key] = token
         return self._tokens[key]
 
