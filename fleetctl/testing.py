@@ -216,10 +216,10 @@ class FakeLifecycleManager:
         found = self._exactly(process)
         if found is None or not found.verifiable:
             loop.call_soon(on_exit, Exit(at=self.machine.clock.time()))
-        elif found.exit is not None:
-            loop.call_soon(on_exit, found.exit)
         else:
             self._watched[process] = (loop, on_exit)
+            if found.exit is not None:
+                loop.call_soon(on_exit, found.exit)
 
     def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
         for number in numbers:
