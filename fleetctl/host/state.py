@@ -202,10 +202,18 @@ class LocalStateManager:
     def _connected(self) -> sqlite3.Connection:
         if self._db is None:
             os.close(os.open(self._paths.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            self._db = db = sqlite3.connect(self._paths.database, check_same_thread=False, isolation_level=None)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(_SCHEMA)
+            db = sqlite3.connect(self._paths.database, check_same_thread=False, isolation_level=None)
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
+                # What was known when the last database was set aside; a full disk may have kept it from being written then.
+                db.executemany("INSERT OR IGNORE INTO agents VALUES (?, ?, ?)", [(key, *row) for key, row in self._rows.items()])
+                db.execute("COMMIT")
+            except BaseException:
+                db.close()
+                raise
+            self._db = db
         return self._db
 
     def _open(self) -> list[Agent]:
@@ -251,7 +259,7 @@ class LocalStateManager:
             db.execute("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (KEPT_DECISIONS,))
 
     def _set_aside(self, error: sqlite3.Error) -> None:
-        """Put the damaged database out of the way, under a name that says when, and write what we know into a new one."""
+        """Put the damaged database out of the way, under a name that says when; the next use makes a new one of what we know."""
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
@@ -262,8 +270,6 @@ class LocalStateManager:
                 os.replace(self._paths.database + suffix, aside + suffix)
         self.trouble = f"the database was damaged ({error}) and set aside as {aside}; running agents were found again"
         log.error("%s", self.trouble)
-        db = self._connected()
-        db.executemany("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", [(key, *row) for key, row in self._rows.items()])
 
 
 def _replace_file(path: str, text: str) -> None:
