@@ -173,6 +173,9 @@ def wait_until_settled(
 
     def done(status: "Status") -> bool:
         fleets = {name: find(status, name) for name in names}
+        for name, fleet in fleets.items():
+            if fleet is None or fleet["down"]:
+                raise FleetctlError(f"{name} was taken down meanwhile")
         return any(map(gave_up, fleets.values())) or all(replaced(fleet, leaving.get(name, ())) for name, fleet in fleets.items())
 
     watched = Watched(engine, names)

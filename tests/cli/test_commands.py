@@ -192,6 +192,13 @@ def test_survivors_are_named_and_the_status_is_1(
     assert "still alive, though killed: web-00001" in result.err
 
 
+def test_waiting_ends_when_somebody_takes_the_fleet_down(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet(down=True)
+    daemon.obedient = False
+    result = fleetctl("scale", "3")
+    assert (result.status, "web was taken down meanwhile" in result.err) == (1, True)
+
+
 def test_restart_waits_for_new_processes(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     daemon.fleets["web"] = a_fleet()
     assert fleetctl("restart", "web-00001").out == "web: 2 of 2 ready\n"
