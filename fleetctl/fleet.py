@@ -42,6 +42,8 @@ class FleetManager:
             last_output=last_output,
         )
         self._task: asyncio.Task[None] | None = None
+        # A change builds on the wish it finds: one at a time, or the disk and we keep different ones.
+        self._changing = asyncio.Lock()
 
     @property
     def wish(self) -> Wish:
@@ -68,24 +70,27 @@ class FleetManager:
 
     async def apply(self, spec: FleetSpec) -> bool:
         """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed."""
-        changed = spec != self.spec or self.wish.down
-        if changed:
-            before = 0 if self.wish.down else self.spec.replicas
-            await self._set(replace(self.wish, spec=spec, down=False, down_now=False), before, "up")
-        return changed
+        async with self._changing:
+            changed = spec != self.spec or self.wish.down
+            if changed:
+                await self._set(replace(self.wish, spec=spec, down=False, down_now=False), self.wish.replicas, "up")
+            return changed
 
     async def scale(self, replicas: int, cause: str = "manual") -> ScalingDecision | None:
         """Wish for so many agents; None where that is the wish already. Raises UsageError outside the fleet's bounds."""
-        check_replicas(self.spec, replicas)
-        if replicas == self.wish.replicas and not self.wish.down:
-            return None
-        before = self.wish.replicas
-        return await self._set(replace(self.wish, spec=replace(self.spec, replicas=replicas), down=False, down_now=False), before, cause)
+        async with self._changing:
+            check_replicas(self.spec, replicas)
+            if replicas == self.wish.replicas and not self.wish.down:
+                return None
+            before = self.wish.replicas
+            return await self._set(
+                replace(self.wish, spec=replace(self.spec, replicas=replicas), down=False, down_now=False), before, cause
+            )
 
     async def take_down(self, *, now: bool) -> None:
         """Wish that nothing of the fleet remain; with `now`, without time for the agents to finish."""
-        before = self.wish.replicas
-        await self._set(replace(self.wish, down=True, down_now=now or self.wish.down_now), before, "down")
+        async with self._changing:
+            await self._set(replace(self.wish, down=True, down_now=now or self.wish.down_now), self.wish.replicas, "down")
 
     def restart(self, agent_ids: Sequence[str] | None, *, all_at_once: bool) -> list[str]:
         """Replace the processes of these agents, or of all; the ids concerned. Raises NotFound."""
@@ -113,6 +118,8 @@ class FleetManager:
 
     async def _set(self, wish: Wish, before: int, cause: str) -> ScalingDecision | None:
         await self._state.save_wish(wish.spec, down=wish.down)
+        # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
+        self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
         decision = None
         if wish.replicas != before:
             action = "scale_up" if wish.replicas > before else "scale_down"
@@ -132,7 +139,6 @@ class FleetManager:
             )
             await self._state.save(events=[event], history=[(wish.spec.name, decision)])
             self._on_event(event)
-        self.supervisor.set_wish(wish)
         return decision
 
 
