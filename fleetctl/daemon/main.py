@@ -53,11 +53,11 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
 
 
 async def _main(paths: Paths, *, background: bool, mode: Mode) -> None:
-    _raise_file_limit()
     become_subreaper()
     state = LocalStateManager(paths)
     records = await state.open()
     control = Control(paths, state, mode=mode)
+    _raise_file_limit()  # after the lifecycle manager has seen the limit that agents are to get
     await control.restore(records)
     server = ControlServer(control, paths.socket)
     await server.start()
