@@ -57,6 +57,7 @@ class Supervisor:
         self._dirty: set[str] = set(self._agents)
         self._forgotten: set[str] = set()
         self._events: list[Event] = []
+        self._unsaved: list[asyncio.Future[None]] = []  # who waits for the next write
         self._inbox: deque[Callable[[], None]] = deque()
         # Agents whose leader has ended, until nothing of their trees is left.
         self._ending = {agent.id for agent in self._agents.values() if _leaderless(agent)}
@@ -81,6 +82,12 @@ class Supervisor:
         """Have these agents' processes replaced by new ones; the agents stay who they are."""
         ids = list(agent_ids)
         self._post(lambda: self._mark_for_replacement(ids, how))
+
+    async def wait_saved(self) -> None:
+        """Return once all that was asked for so far is on disk. Raises StateDirectoryError where it cannot be written now."""
+        saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._post(lambda: self._unsaved.append(saved))
+        await saved
 
     def adopt(self, agents: Iterable[Agent]) -> None:
         """Take over agents found alive that no table holds."""
@@ -389,18 +396,25 @@ class Supervisor:
 
     async def _flush(self) -> None:
         """Have every change so far on disk. Raises StateDirectoryError; what could not be written is tried again next time."""
-        if not (self._dirty or self._forgotten or self._events):
+        if not (self._dirty or self._forgotten or self._events or self._unsaved):
             return
+        waiting, self._unsaved = self._unsaved, []
         dirty, forgotten, events = self._dirty, self._forgotten, self._events
         self._dirty, self._forgotten, self._events = set(), set(), []
         try:
             changed = [self._agents[agent_id] for agent_id in dirty if agent_id in self._agents]
             await self._state.save(changed, forget=forgotten, events=events)
-        except BaseException:
+        except BaseException as error:
             self._dirty |= dirty
             self._forgotten |= forgotten - self._agents.keys()
             self._events = events + self._events
+            for saved in waiting:
+                if not saved.done():
+                    saved.set_exception(StateDirectoryError(str(error)))
             raise
+        for saved in waiting:
+            if not saved.done():  # whoever waited may have gone
+                saved.set_result(None)
         for event in events:
             self._on_event(event)
 

@@ -303,6 +303,7 @@ class Control:
         chosen = known if agents is None else list(agents)
         if not dry_run:
             fleet.restart(chosen, all_at_once=all_at_once)
+            await fleet.supervisor.wait_saved()
         how = "all at once" if all_at_once else "one by one"
         return _change(
             name,

@@ -186,3 +186,15 @@ def _assert_every_line_is_there_once(log: bytes) -> None:
         numbers[writer].append(int(number))
     for pid, found in numbers.items():
         assert found == list(range(1, len(found) + 1)), f"process {pid} wrote {found}"
+
+
+def test_a_restart_that_was_answered_is_carried_out_by_the_next_daemon(place: Place) -> None:
+    place.start()
+    place.client.apply("web", spec("web", ["sleep", "1000"], 4))
+    for _ in range(3):
+        eventually(lambda: place.settled("web", 4), "the fleet is ready")
+        before = place.leaders()
+        place.client.restart("web")
+        place.kill()
+        place.start()
+        eventually(lambda: not before.items() & place.leaders().items(), "every process is another")  # noqa: B023 - called at once
