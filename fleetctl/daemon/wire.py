@@ -181,6 +181,7 @@ class DaemonInfo(TypedDict):
     version: str
     uptime_seconds: float
     state_dir: str
+    note: str | None
     fleets: list[str]
 
 

@@ -199,6 +199,7 @@ class FakeControl:
             "version": "1",
             "uptime_seconds": 1.0,
             "state_dir": "/x",
+            "note": None,
             "fleets": self.fleets,
         }
 
