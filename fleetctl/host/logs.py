@@ -46,11 +46,12 @@ LINE_LIMITS = 4  # a line without end is cut when it is this many times as long 
 LONGEST_LINE_BYTES = 1024 * 1024  # a reader hands out an unfinished line when it is this long
 
 _CHUNK = 256 * 1024
-_PART = re.compile(r"(.+)\.log\.(\d+)\.(\d+)([-+])(\d+)", re.ASCII)
+# Patterns are compiled when first used (and then kept by `re`): half of the time that importing this module takes.
+_PART = r"(.+)\.log\.([0-9]+)\.([0-9]+)([-+])([0-9]+)"
 _RECORD = struct.Struct("<dQ")  # Unix time, length of the whole output at that time
 _RECORDS, _RECORDS_IN_FULL, _RECORD_SECONDS = 4096, 1024, 1.0
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+_ESCAPES = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
+_CONTROLS = r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]"
 _CUTTING = threading.Lock()  # rotation runs in a worker thread while the event loop starts agents
 
 
@@ -97,7 +98,7 @@ class _Seen(NamedTuple):
 
 
 def _parse(folder: str, name: str) -> Part | None:
-    found = _PART.fullmatch(name)
+    found = re.fullmatch(_PART, name)
     if found is None:
         return None
     agent_id, position, start, kind, end = found.groups()
@@ -968,8 +969,8 @@ def follow(
 
 def printable(raw: bytes) -> str:
     """A line of an agent as text that cannot steer a terminal."""
-    text = _ESCAPES.sub("", raw.decode(errors="replace")).replace("\t", "    ")
-    return _CONTROLS.sub("", text)
+    text = re.sub(_ESCAPES, "", raw.decode(errors="replace")).replace("\t", "    ")
+    return re.sub(_CONTROLS, "", text)
 
 
 def last_lines(paths: Paths, fleet: str, agent_id: str, lines: int = 5, width: int = 400) -> list[str]:
