@@ -235,6 +235,13 @@ class Control:
 
     # -- changes
 
+    def _lift_hold(self) -> None:
+        """Whoever asks for agents wants them started, though this daemon was started only to stop some."""
+        if self._mode is Mode.HOLD:
+            self._mode = Mode.RUN
+            for fleet in self.fleets.values():
+                fleet.supervisor.set_wish(replace(fleet.wish, mode=Mode.RUN))
+
     async def apply(self, name: str, spec: Mapping[str, Any], *, replicas_given: bool, dry_run: bool) -> Json:
         wanted = config.spec_from_json(spec)
         if wanted.name != name:
@@ -251,6 +258,7 @@ class Control:
         if dry_run or not actions:
             message = f"{name} would change: {'; '.join(actions)}" if actions else f"{name} is up to date"
             return _change(name, wanted.replicas, actions, message, created=known is None, dry_run=dry_run)
+        self._lift_hold()
         if known is None:
             await self.state.save_wish(wanted, down=False)
             fleet = self._add(Wish(spec=replace(wanted, replicas=0)), self._take_strays(wanted))
@@ -289,6 +297,7 @@ class Control:
         check_replicas(fleet.spec, target)
         actions = [f"scale from {before} to {target}"] if target != before else []
         if actions and not dry_run:
+            self._lift_hold()
             await fleet.scale(target)
         word = "would scale" if dry_run else "scaling"
         message = f"{name}: {word} from {before} to {target}" if actions else f"{name} is at {target} already"

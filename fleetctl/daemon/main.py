@@ -77,8 +77,8 @@ async def _main(paths: Paths, *, background: bool, mode: Mode) -> None:
                 task.cancel()
     finally:
         rounds.cancel()
-        await control.close()
         await server.stop()
+        await control.close()
         await state.close()
 
 

@@ -129,8 +129,6 @@ class LocalEngine:
 
     def stop_daemon(self, mode: str, timeout: float | None = None) -> int:
         """Ask the daemon to end ("keep" or "drain" its agents) and wait until it has; its pid. Raises DaemonUnreachable, TimedOut."""
-        import select
-
         pid = int(self.client.daemon()["pid"])
         try:
             process = os.pidfd_open(pid)
@@ -138,7 +136,7 @@ class LocalEngine:
             return pid  # it ended in between
         with open(process, "rb", buffering=0) as descriptor:
             self.client.shutdown(mode)
-            if not select.select([descriptor], [], [], timeout)[0]:
+            if not _readable(descriptor.fileno(), timeout):
                 raise TimedOut(f"the daemon (pid {pid}) has not ended after {timeout:g} s; it goes on trying")
         return pid
 
@@ -283,15 +281,23 @@ def _environment(ready_fd: int) -> dict[str, str]:
     return environment
 
 
+def _readable(fd: int, timeout: float | None) -> bool:
+    """Whether there is something to read, or the end, within so many seconds. Not by `select`, which ends at descriptor 1023."""
+    import select
+
+    waiter = select.poll()
+    waiter.register(fd, select.POLLIN)
+    return bool(waiter.poll(None if timeout is None else timeout * 1000))
+
+
 def _first_line(fd: int) -> str | None:
     """The first line that arrives, empty at the end of the file, None where nothing came in time."""
-    import select
     from time import monotonic
 
     deadline, data = monotonic() + START_SECONDS, b""
     while b"\n" not in data:
         left = deadline - monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
+        if left <= 0 or not _readable(fd, left):
             return None
         chunk = os.read(fd, 65536)
         if not chunk:
