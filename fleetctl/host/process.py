@@ -25,15 +25,22 @@ from fleetctl.models import Agent, Exit, FleetSpec, Found, Identity, ProcessRef
 
 log = logging.getLogger(__name__)
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _TRANSIENT = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ETXTBSY)
 _STATUS_TRIES, _STATUS_RETRY_SECONDS = 20, 0.01
 _KILL_ROUNDS = 20
+_WATCH_RETRY_SECONDS = 1.0
 
 
 def become_subreaper() -> None:
     """Orphans of our descendants become our children, so a double fork hides nothing from us."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _is_subreaper() -> bool:
+    answer = ctypes.c_int()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0)
+    return bool(answer.value)
 
 
 class LocalLifecycleManager:
@@ -42,7 +49,9 @@ class LocalLifecycleManager:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._pidfds: dict[ProcessRef, int] = {}
+        self._spawned: set[ProcessRef] = set()
         self._tokens: dict[tuple[int, int], str] = {}
+        self._orphans_come_to_us = _is_subreaper()
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
@@ -53,7 +62,7 @@ class LocalLifecycleManager:
             with contextlib.ExitStack() as stack:
                 lock = stack.enter_context(_opened(self._paths.agent_lock(agent.id)))
                 _take(lock, agent)
-                output = logs.open_log(self._paths, agent.fleet, agent.id)
+                output = logs.open_log(self._paths, agent.fleet, agent.id, spec.logs)
                 stack.callback(os.close, output)
                 argv = ("/bin/sh", "-c", spec.command[0]) if spec.shell else spec.command
                 # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
@@ -80,13 +89,20 @@ class LocalLifecycleManager:
         found = procfs.stat(child.pid)
         if found is None:  # cannot happen: an unreaped child always has a stat
             raise SpawnFailed(f"{child.pid} vanished")
-        return ProcessRef(pid=child.pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
+        process = ProcessRef(pid=child.pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
+        self._spawned.add(process)
+        return process
 
     def watch(self, process: ProcessRef, on_exit: Callable[[Exit], None]) -> None:
         if process in self._pidfds:
             return
         loop = asyncio.get_running_loop()
-        fd = pidfd.open_verified(process)
+        try:
+            fd = pidfd.open_verified(process)
+        except OSError as error:  # out of descriptors; nothing is known of it until there is one again
+            log.warning("pid %d cannot be watched yet: %s", process.pid, error.strerror)
+            loop.call_later(_WATCH_RETRY_SECONDS, self.watch, process, on_exit)
+            return
         if fd is None:
             loop.call_soon(on_exit, Exit(at=time.time()))
             return
@@ -108,6 +124,7 @@ class LocalLifecycleManager:
 
     def release(self, process: ProcessRef) -> None:
         fd = self._pidfds.pop(process, None)
+        self._spawned.discard(process)
         if fd is not None:
             with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
                 os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
@@ -133,7 +150,22 @@ class LocalLifecycleManager:
         return pidfd.identify(process)
 
     def survivors(self, agents: Sequence[Agent]) -> Mapping[str, tuple[ProcessRef, ...]]:
+        if self._left_nothing(agents):
+            return {agent.id: () for agent in agents}
         return {key: tuple(_ref(stat) for stat in tree) for key, tree in self._trees(agents).items()}
+
+    def _left_nothing(self, agents: Sequence[Agent]) -> bool:
+        """Whether surely nothing is left of these trees, told without a look at every process of the machine; False where unsure.
+
+        In a tree that we started, whoever outlives its parent becomes our child, itself or with its nearest ancestor alive. So once
+        the leaders have ended and every other child of ours is a leader too, the trees are empty. The list of our children is exact:
+        only this thread reaps them, so none leaves it while it is read.
+        """
+        if not self._orphans_come_to_us or any(agent.process not in self._spawned or _lives(agent.process) for agent in agents):
+            return False
+        leaders = {process.pid for process in self._spawned}
+        children = procfs.children()
+        return children is not None and not any((found := procfs.stat(pid)) and found.alive for pid in children - leaders)
 
     def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
         trees = self._trees(agents)
@@ -257,6 +289,11 @@ class LocalLifecycleManager:
         path = self._paths.agent_lock(agent.id)
         me = os.getpid()
         return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
+
+
+def _lives(process: ProcessRef) -> bool:
+    found = procfs.stat(process.pid)
+    return found is not None and found.alive and found.start_ticks == process.start_ticks
 
 
 def _ref(stat: procfs.Stat) -> ProcessRef:

@@ -3,12 +3,14 @@
 Decides nothing. A process that ends while it is read is simply not there.
 """
 
+import errno
 import os
 import time
 from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
+OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -49,9 +51,15 @@ def boot_time() -> float:
 
 
 def _read(path: str) -> bytes | None:
+    """What stands there; None where there is nothing or we may not see it. Raises OSError where we are out of descriptors.
+
+    The difference matters: whoever took the second for the first would bury the living.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in OUT_OF_MEANS:
+            raise
         return None
     try:
         chunks = []
@@ -96,6 +104,19 @@ def pids() -> Iterator[int]:
 def snapshot() -> dict[int, Stat]:
     """Every process of the machine that can be seen, by pid; about 10 us each."""
     return {pid: found for pid in pids() if (found := stat(pid))}
+
+
+def children() -> set[int] | None:
+    """Pids of our own children, zombies included; None where this kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    found: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):  # a child belongs to the thread that started it or, an orphan, to any of them
+        try:
+            with open(f"/proc/self/task/{thread}/children", "rb") as file:  # to its end: a page at a time is all a read gives
+                found.update(map(int, file.read().split()))
+        except FileNotFoundError:
+            if os.path.exists(f"/proc/self/task/{thread}"):
+                return None
+    return found
 
 
 def environ(pid: int) -> dict[str, str]:
