@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from tests.helpers import wait_until
 
 # Agents inherit LC_* from the daemon, so this reaches every agent of these tests, and none of somebody else's.
 _MARK = "LC_FLEETCTL_TEST_SESSION"
+
+
+def pytest_configure() -> None:
+    """A job in the background of a shell ignores Ctrl-C, and so would every command that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
