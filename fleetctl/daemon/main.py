@@ -95,6 +95,10 @@ def _on_signals(control: Control, stop: asyncio.Event, *, background: bool) -> N
     loop.add_signal_handler(signal.SIGCHLD, control.lifecycle.reap_orphans)
     if background:
         loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # An agent would inherit that we ignore it (nohup, a job in the background); a handler it does not.
+            signal.signal(number, lambda number, frame: None)
 
 
 def _raise_file_limit() -> None:

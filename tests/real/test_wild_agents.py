@@ -183,3 +183,14 @@ def test_a_machine_out_of_processes_is_told_and_waited_for(place: Place) -> None
     place.client.scale("many", 3)
     eventually(lambda: place.settled("many", 3), "three agents are possible, and ready")
     assert place.leaders().items() <= some.items()
+
+
+def test_agents_hear_signals_that_whoever_started_the_daemon_ignored(place: Place) -> None:
+    """nohup ignores HUP, a shell's job in the background INT and QUIT; an agent that stops on one of them must not inherit that."""
+    place.start(before=["sh", "-c", 'trap "" HUP INT QUIT USR1; exec "$@"', "sh"])
+    place.client.apply("web", spec("web", SLEEP, 1, stop_signal="QUIT"))
+    eventually(lambda: place.settled("web", 1), "the agent is ready")
+    pid = place.leaders().popitem()[1]
+    status = Path(f"/proc/{pid}/status").read_text()
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    assert [number for number in signal.valid_signals() if ignored >> (number - 1) & 1] == []
