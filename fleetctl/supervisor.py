@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _SPAWNS_IN_A_ROW = 8
-_DISK_RETRY_SECONDS = 1.0
+_TROUBLE_RETRY_SECONDS = 1.0
 _KILL_AGAIN_SECONDS = 1.0
 _LEFTOVER_SECONDS = 5.0
 _NAMED_SURVIVORS = 5
@@ -106,12 +106,12 @@ class Supervisor:
                 if self.trouble is not None:
                     self.trouble = None
                     self._on_change()
-            except StateDirectoryError as error:
-                # A full disk stops no running agent; what needs the disk first is tried again until it heals.
+            except (StateDirectoryError, OSError) as error:
+                # A full disk, or no descriptor left to look at a process with, stops no running agent: it is tried again until it heals.
                 if self.trouble is None:
-                    log.error("%s: %s", self.wish.spec.name, error.message)
-                self.trouble = error.message
-                pause = _DISK_RETRY_SECONDS
+                    log.error("%s: %s", self.wish.spec.name, error)
+                self.trouble = str(error)
+                pause = _TROUBLE_RETRY_SECONDS
             self._publish()
             await self._sleep(pause)
 

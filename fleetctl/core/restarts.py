@@ -38,11 +38,12 @@ def after_exit(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, *, up
         return Verdict(state=AgentState.BACKOFF, retry_after_seconds=0.0, failures=(), note="exit 75: asked to be started again")
     if uptime_seconds >= spec.healthy_after_seconds:
         failures = ()
-    failures = (*failures, now)[-max(_REMEMBERED_FAILURES, spec.crash_loop_failures) :]
-    recent = [at for at in failures if at > now - spec.crash_loop_window_seconds]
-    if len(recent) >= spec.crash_loop_failures:
+    if not _is_crash_loop(spec, failures):  # a loop that goes on after its retry stays the loop it was
+        failures = (*failures, now)[-max(_REMEMBERED_FAILURES, spec.crash_loop_failures) :]
+    if _is_crash_loop(spec, failures):
         retry = spec.crash_loop_retry_seconds
-        note = f"crash loop: {len(recent)} exits in {now - recent[0]:.0f} s, last: {exit}"
+        span = failures[-1] - failures[-spec.crash_loop_failures]
+        note = f"crash loop: {spec.crash_loop_failures} exits in {span:.0f} s, last: {exit}"
         note += f"; next try in {retry:g} s" if retry else "; not tried again by itself"
         return Verdict(state=AgentState.FAILED, retry_after_seconds=retry or None, failures=failures, note=note)
     delay = backoff(spec, len(failures), jitter)
@@ -50,9 +51,18 @@ def after_exit(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, *, up
     return Verdict(state=AgentState.BACKOFF, retry_after_seconds=delay, failures=failures, note=note)
 
 
+def _is_crash_loop(spec: RestartSpec, failures: tuple[float, ...]) -> bool:
+    """Whether the last so many failures in a row fell inside one window."""
+    last = failures[-spec.crash_loop_failures :]
+    return len(last) == spec.crash_loop_failures and last[-1] - last[0] < spec.crash_loop_window_seconds
+
+
 def backoff(spec: RestartSpec, failures_in_a_row: int, jitter: float) -> float:
-    """Seconds to wait before the next start: 0, then doubling from `backoff_seconds`, +-20 % so that a fleet does not move in step."""
+    """Seconds to wait before the next start: 0, then doubling from `backoff_seconds` up to the cap.
+
+    Up to 20 % less by chance, so that a fleet that failed together does not come back in step.
+    """
     if failures_in_a_row <= 1:
         return 0.0
     doublings = min(failures_in_a_row - 2, 32)
-    return min(spec.backoff_cap_seconds, spec.backoff_seconds * 2.0**doublings * (0.8 + 0.4 * jitter))
+    return min(spec.backoff_cap_seconds, spec.backoff_seconds * 2.0**doublings) * (0.8 + 0.2 * jitter)

@@ -34,9 +34,8 @@ _FOLLOWER_EVENTS = 1000
 class Control:
     """The fleets of one state directory. Create it in the running loop, `restore`, and close it at the end."""
 
-    def __init__(self, paths: Paths, state: LocalStateManager, *, mode: Mode = Mode.RUN) -> None:
-        self.paths, self.state = paths, state
-        self.lifecycle = LocalLifecycleManager(paths)
+    def __init__(self, paths: Paths, state: LocalStateManager, lifecycle: LocalLifecycleManager, *, mode: Mode = Mode.RUN) -> None:
+        self.paths, self.state, self.lifecycle = paths, state, lifecycle
         self.fleets: dict[str, FleetManager] = {}
         self.usage: Mapping[str, Usage] = {}
         self.notes: list[str] = []

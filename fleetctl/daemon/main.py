@@ -18,7 +18,7 @@ from fleetctl.daemon.rounds import Rounds
 from fleetctl.daemon.server import ControlServer
 from fleetctl.errors import FleetctlError
 from fleetctl.host.paths import Paths
-from fleetctl.host.process import become_subreaper
+from fleetctl.host.process import LocalLifecycleManager, become_subreaper
 from fleetctl.host.state import DirectoryLock, LocalStateManager
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     paths = Paths(state_dir)
-    os.umask(0o077)
+    umask = os.umask(0o077)  # what we write is for nobody else; the agents get back what we were started with
     try:
         paths.prepare()
         lock = DirectoryLock(paths)
@@ -43,7 +43,7 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
         _report(error)
         raise
     try:
-        asyncio.run(_main(paths, background=background, mode=Mode.HOLD if hold else Mode.RUN))
+        asyncio.run(_main(paths, umask=umask, background=background, mode=Mode.HOLD if hold else Mode.RUN))
     except FleetctlError as error:
         _report(error)
         raise
@@ -52,11 +52,11 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
     return 0
 
 
-async def _main(paths: Paths, *, background: bool, mode: Mode) -> None:
+async def _main(paths: Paths, *, umask: int, background: bool, mode: Mode) -> None:
     become_subreaper()
     state = LocalStateManager(paths)
     records = await state.open()
-    control = Control(paths, state, mode=mode)
+    control = Control(paths, state, LocalLifecycleManager(paths, umask=umask), mode=mode)
     _raise_file_limit()  # after the lifecycle manager has seen the limit that agents are to get
     await control.restore(records)
     server = ControlServer(control, paths.socket)

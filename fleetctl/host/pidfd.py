@@ -30,13 +30,20 @@ def identify(process: ProcessRef) -> Identity:
 def open_verified(process: ProcessRef) -> int | None:
     """A descriptor of exactly this process, or None where it is gone or cannot be verified; a zombie still counts.
 
-    First the descriptor, then the comparison: after that the pid may be reused, the descriptor cannot.
+    First the descriptor, then the comparison: after that the pid may be reused, the descriptor cannot. Raises OSError where we are out
+    of descriptors: that says nothing about the process.
     """
     try:
         fd = os.pidfd_open(process.pid)
-    except OSError:
+    except OSError as error:
+        if error.errno in procfs.OUT_OF_MEANS:
+            raise
         return None
-    found = procfs.stat(process.pid)
+    try:
+        found = procfs.stat(process.pid)
+    except OSError:
+        os.close(fd)
+        raise
     if found and found.start_ticks == process.start_ticks and process.boot_id == procfs.boot_id():
         return fd
     os.close(fd)

@@ -44,10 +44,13 @@ def _is_subreaper() -> bool:
 
 
 class LocalLifecycleManager:
-    """`ports.LifecycleManager` on this machine, for the agents of one state directory. Linux 5.4 or later."""
+    """`ports.LifecycleManager` on this machine, for the agents of one state directory. Linux 5.4 or later.
 
-    def __init__(self, paths: Paths) -> None:
-        self._paths = paths
+    `umask` is the agents', which need not be the daemon's.
+    """
+
+    def __init__(self, paths: Paths, *, umask: int = 0o022) -> None:
+        self._paths, self._umask = paths, umask
         self._pidfds: dict[ProcessRef, int] = {}
         self._spawned: set[ProcessRef] = set()
         self._tokens: dict[tuple[int, int], str] = {}
@@ -75,6 +78,7 @@ class LocalLifecycleManager:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
+                    umask=self._umask,
                     pass_fds=(lock,),
                 )
         except OSError as error:

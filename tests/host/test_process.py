@@ -1,6 +1,7 @@
 """Real processes: how they are started, what they get, how trees end, and how they are found again."""
 
 import asyncio
+import errno
 import os
 import resource
 import signal
@@ -140,6 +141,29 @@ def test_a_lack_of_descriptors_is_passing_and_leaves_some_to_look_after_what_run
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             for one in spare:
                 one.close()
+
+    world.run(story())
+
+
+def test_no_descriptor_left_to_watch_with_is_not_taken_for_an_exit(world: RealWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetctl.host.process._WATCH_RETRY_SECONDS", 0.01)
+    real, refusals = os.pidfd_open, iter([OSError(errno.EMFILE, "Too many open files")] * 3)
+
+    def refuse_at_first(pid: int, flags: int = 0) -> int:
+        if (error := next(refusals, None)) is not None:
+            raise error
+        return real(pid, flags)
+
+    async def story() -> None:
+        agent = await world.start(Program.SLEEPS)
+        monkeypatch.setattr(os, "pidfd_open", refuse_at_first)
+        exits: list[Exit] = []
+        world.manager.watch(leader(agent), exits.append)
+        await wait_for(lambda: next(refusals, None) is None)
+        assert exits == []
+        os.kill(leader(agent).pid, signal.SIGTERM)
+        await wait_for(lambda: exits)
+        assert exits[0].signal == signal.SIGTERM
 
     world.run(story())
 
