@@ -5,7 +5,7 @@ The work happens in one worker thread, so that a slow disk delays no exit and no
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,12 +13,13 @@ from fleetctl.daemon.control import Control
 from fleetctl.errors import StateDirectoryError
 from fleetctl.host import logs
 from fleetctl.host.metrics import LocalResourceManager
-from fleetctl.models import Agent, LogSpec
+from fleetctl.models import Agent, LogSpec, ProcessRef, Usage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 METRICS_INTERVAL_SECONDS = 5.0
+SOON_SECONDS = 1.0
 DISK_RETRY_SECONDS = 1.0
 
 
@@ -33,20 +34,45 @@ class Rounds:
         self._problems: set[str] = set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. A round that breaks is reported and tried again: the agents are looked after without it."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._measure())
-                group.create_task(self._cut_logs())
-                group.create_task(self._let_go())
+                for work in (self._measure, self._cut_logs, self._let_go):
+                    group.create_task(self._again_and_again(work))
         finally:
             self._thread.shutdown(wait=False)
+            self._resources.close()
+
+    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("a round broke; the next one is in %g s", METRICS_INTERVAL_SECONDS)
+                await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _measure(self) -> None:
         while True:
-            leaders = {agent.id: agent.process for agent in self._control.agents() if agent.process and not agent.leader_exit}
-            self._control.measured(await self._in_thread(self._resources.sample, leaders))
-            await asyncio.sleep(METRICS_INTERVAL_SECONDS)
+            leaders = self._leaders()
+            usage = await self._in_thread(self._resources.sample, leaders)
+            self._control.measured(usage)
+            await self._until_next_measurement(leaders, usage)
+
+    async def _until_next_measurement(self, leaders: Mapping[str, ProcessRef], usage: Mapping[str, Usage]) -> None:
+        """The interval, or a second where an agent is new: a percentage takes two looks, and people watch what they just started."""
+        if any(one.cpu_percent is None for one in usage.values()):
+            await asyncio.sleep(SOON_SECONDS)
+            return
+        clock = asyncio.get_running_loop().time
+        due = clock() + METRICS_INTERVAL_SECONDS
+        while (left := due - clock()) > 0:
+            await self._control.wait_change(left)
+            if self._leaders().items() - leaders.items():
+                await asyncio.sleep(min(SOON_SECONDS, max(0.0, due - clock())))
+                return
+
+    def _leaders(self) -> dict[str, ProcessRef]:
+        return {agent.id: agent.process for agent in self._control.agents() if agent.process and not agent.leader_exit}
 
     async def _cut_logs(self) -> None:
         """Each log as often as it needs: one that fills up fast sooner than the others."""
