@@ -1,6 +1,7 @@
 """Figures of real process trees, and the arithmetic on tables made by hand. Bounds are wide: the machine may be busy."""
 
 import errno
+import contextlib
 import os
 import resource
 import signal
@@ -160,7 +161,8 @@ def test_both_readers_show_the_same_table() -> None:
         wait_until(lambda: reference_state(idle.pid) == "T")
         wait_until(lambda: len(metrics.tree(parent.pid)) == 2)
         pids = [parent.pid, idle.pid, next(info["pid"] for info in metrics.tree(parent.pid) if info["pid"] != parent.pid)]
-        by_proc, by_psutil = ProcReader().read(), PsutilReader().read()
+        with contextlib.closing(ProcReader()) as reader:
+            by_proc, by_psutil = reader.read(), PsutilReader().read()
         for pid in pids:
             ours, theirs = by_proc[pid], by_psutil[pid]
             assert (ours.ppid, ours.sid) == (theirs.ppid, theirs.sid)
@@ -181,9 +183,10 @@ def test_a_double_forked_process_in_a_session_of_its_own_is_counted_when_it_is_n
     assert process.stdout is not None
     escaped = int(process.stdout.readline())
     try:
-        agents, manager = {"a": reference(process.pid)}, LocalResourceManager()
-        wait_until(lambda: manager.sample(agents)["a"].processes == 1)
-        assert manager.sample(agents, {"a": [escaped]})["a"].processes == 2
+        agents = {"a": reference(process.pid)}
+        with contextlib.closing(LocalResourceManager()) as manager:
+            wait_until(lambda: manager.sample(agents)["a"].processes == 1)
+            assert manager.sample(agents, {"a": [escaped]})["a"].processes == 2
         assert [info["pid"] for info in metrics.tree(process.pid, [escaped]) if info["state"] != "zombie"] == [process.pid, escaped]
     finally:
         os.kill(escaped, signal.SIGKILL)
