@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import select
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 
 from fleetctl.daemon import main as daemon_main
 from fleetctl.errors import FleetctlError
-from tests.real.harness import Place, eventually, spec
+from tests.real.harness import Place, eventually, first_line, spec
 
 SLEEP = ["sleep", "1000"]
 NOBODY = 65534
@@ -50,11 +49,7 @@ def test_of_twenty_racers_exactly_one_becomes_the_daemon(place: Place) -> None:
         os.close(writer)
         pipes.append(reader)
     try:
-        answers = []
-        for reader in pipes:
-            with open(reader) as pipe:
-                assert select.select([pipe], [], [], 60)[0], "a racer says nothing"
-                answers.append(pipe.readline())
+        answers = [first_line(reader, 60) for reader in pipes]
         assert answers.count("ready\n") == 1
         losers = [json.loads(answer.removeprefix("error ")) for answer in answers if answer != "ready\n"]
         assert {loser["code"] for loser in losers} == {"E2005"}
@@ -62,9 +57,10 @@ def test_of_twenty_racers_exactly_one_becomes_the_daemon(place: Place) -> None:
         assert place.client.daemon()["pid"] == winner.pid
         assert sorted(racer.wait(30) for racer in racers if racer is not winner) == [1] * 19
     finally:
-        for racer in racers:
+        for racer, reader in zip(racers, pipes, strict=True):
             racer.kill()
             racer.wait()
+            os.close(reader)
 
 
 def test_a_stale_socket_and_a_stale_lock_block_nothing(place: Place) -> None:
