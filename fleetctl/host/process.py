@@ -90,9 +90,13 @@ class LocalLifecycleManager:
         child.returncode = 0  # we reap by pidfd: keeps Popen from ever waiting for it
         with contextlib.suppress(OSError):
             resource.prlimit(child.pid, resource.RLIMIT_NOFILE, self._file_limit)
-        found = procfs.stat(child.pid)
-        if found is None:  # cannot happen: an unreaped child always has a stat
-            raise SpawnFailed(f"{child.pid} vanished")
+        found = None
+        with contextlib.suppress(OSError):
+            found = procfs.stat(child.pid)
+        if found is None:  # out of descriptors at this very moment: a process we cannot tell apart later must not live
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+            raise SpawnFailed(f"{agent.id}: its process could not be identified right after its start, and was ended")
         process = ProcessRef(pid=child.pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
         self._spawned.add(process)
         return process
