@@ -18,7 +18,7 @@ from fleetctl.core.reconcile import Mode, Wish
 from fleetctl.core.recover import recover
 from fleetctl.errors import ConfigError, NotFound, UsageError
 from fleetctl.fleet import FleetManager, check_replicas
-from fleetctl.host import logs, metrics, procfs
+from fleetctl.host import logread, metrics, procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.paths import Paths
 from fleetctl.host.process import LocalLifecycleManager
@@ -97,7 +97,7 @@ class Control:
             agents=agents,
             on_change=self._announce,
             on_event=self._tell,
-            last_output=lambda agent: logs.last_lines(self.paths, agent.fleet, agent.id),
+            last_output=lambda agent: logread.last_lines(self.paths, agent.fleet, agent.id),
         )
         self.fleets[wish.spec.name] = fleet
         fleet.start().add_done_callback(self._fleet_ended)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from fleetctl.daemon.control import Control
 from fleetctl.errors import StateDirectoryError
-from fleetctl.host import logs
+from fleetctl.host import rotation
 from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.models import Agent, LogSpec, ProcessRef, Usage
 
@@ -29,7 +29,7 @@ class Rounds:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._resources = LocalResourceManager()
-        self._rotator = logs.Rotator(control.paths)
+        self._rotator = rotation.Rotator(control.paths)
         self._thread = ThreadPoolExecutor(1, "rounds")
         self._problems: set[str] = set()
 
@@ -87,7 +87,7 @@ class Rounds:
             for agent_id, wait in (await self._in_thread(self._rotate, waiting, specs)).items():
                 due[agent_id] = now + wait
             await self._in_thread(self._enforce, specs, {agent.id for agent in agents})
-            await asyncio.sleep(min([logs.LONGEST_WAIT_SECONDS, *(at - clock() for at in due.values())]))
+            await asyncio.sleep(min([rotation.LONGEST_WAIT_SECONDS, *(at - clock() for at in due.values())]))
 
     def _rotate(self, agents: Sequence[Agent], specs: Mapping[str, LogSpec]) -> dict[str, float]:
         waits = {}

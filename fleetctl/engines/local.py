@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fleetctl.client import Client
     from fleetctl.daemon.wire import AgentStatus, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status
-    from fleetctl.host.logs import Follower
+    from fleetctl.host.logread import Follower
     from fleetctl.models import Agent, Exit
 
 READY_FD = "FLEETCTL_READY_FD"
@@ -219,19 +219,19 @@ class LocalEngine:
 
     def tail(self, fleet: str, agent_id: str, lines: int | None, since: float | None) -> "Iterator[bytes]":
         """The last lines that an agent wrote (None: all), those since a Unix time."""
-        from fleetctl.host.logs import tail
+        from fleetctl.host.logread import tail
 
         return tail(self.paths, fleet, agent_id, lines, since)
 
     def follower(self, fleet: str, agent_id: str, lines: int | None, since: float | None) -> "Follower":
         """The same, then what comes: ask it again and again, and close it."""
-        from fleetctl.host.logs import Follower
+        from fleetctl.host.logread import Follower
 
         return Follower(self.paths, fleet, agent_id, lines, since)
 
     def last_output(self, fleet: str, agent_id: str) -> list[str]:
         """The last lines that an agent wrote, harmless to show."""
-        from fleetctl.host.logs import last_lines
+        from fleetctl.host.logread import last_lines
 
         return last_lines(self.paths, fleet, agent_id)
 
@@ -240,9 +240,9 @@ class LocalEngine:
 
         Of a fleet these are the agents there are now, or where it has none those it had. NotFound for a name with no log.
         """
-        from fleetctl.host import logs
+        from fleetctl.host import logfiles
 
-        fleets = {fleet: logs.agents(self.paths, fleet) for fleet in _names(self.paths.logs)}
+        fleets = {fleet: logfiles.agents(self.paths, fleet) for fleet in _names(self.paths.logs)}
         current = set(self.known_names()[1])
         sources: list[tuple[str, str]] = []
         for name in names or fleets:

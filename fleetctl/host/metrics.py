@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypedDict
 
 from fleetctl.host import procfs
-from fleetctl.host.logs import printable
+from fleetctl.host.logread import printable
 from fleetctl.models import ProcessRef, Usage
 
 SHORTEST_SECONDS = 0.1  # clock ticks are 10 ms: over less than this a percentage is noise

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from fleetctl.host import logs
+from fleetctl.host import logs, rotation
 from fleetctl.host.paths import Paths
 from fleetctl.models import LogSpec
 
@@ -34,7 +34,7 @@ WRITERS = {
 def write(paths: Paths, agent_id: str, code: str, longest_wait: float | None) -> tuple[float, int]:
     """Seconds that the writer took, and how often its log was cut meanwhile; None: no rotation."""
     fd = logs.open_log(paths, "bench", agent_id)
-    rotator, done, cuts = logs.Rotator(paths), threading.Event(), 0
+    rotator, done, cuts = rotation.Rotator(paths), threading.Event(), 0
 
     def rotate(longest_wait: float) -> None:
         nonlocal cuts
@@ -54,7 +54,8 @@ def write(paths: Paths, agent_id: str, code: str, longest_wait: float | None) ->
     if longest_wait is not None:
         thread.join()
     os.close(fd)
-    logs.remove(paths, "bench", agent_id)
+    for file in Path(paths.agent_log("bench", agent_id)).parent.iterdir():
+        file.unlink()
     return took, cuts
 
 

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from fleetctl.errors import StateDirectoryError
-from fleetctl.host import logs
+from fleetctl.host import logcut, logfiles, logindex, logread, logs, rotation
 from fleetctl.host.paths import Paths
 from fleetctl.models import LogSpec
 
@@ -30,11 +31,11 @@ for first in range(0, count, per_write):
 """
 ROTATOR = """
 import os, sys
-from fleetctl.host import logs
+from fleetctl.host import rotation
 from fleetctl.host.paths import Paths
 from fleetctl.models import LogSpec
 os.fdatasync = lambda fd: None
-rotator = logs.Rotator(Paths(sys.argv[1]))
+rotator = rotation.Rotator(Paths(sys.argv[1]))
 print("up", flush=True)
 while True:
     checked = rotator.rotate("demo", "demo-k3x9q", LogSpec(max_bytes=4096, keep=1000))
@@ -64,7 +65,7 @@ def live(paths: Paths) -> Path:
 
 
 def parts(paths: Paths, agent_id: str = AGENT) -> list[Path]:
-    return [Path(part.path) for part in logs._parts(str(live(paths).parent), agent_id)]
+    return [Path(part.path) for part in logfiles.parts(paths.agent_log(FLEET, agent_id))]
 
 
 def write(paths: Paths, data: bytes, agent_id: str = AGENT) -> None:
@@ -80,12 +81,12 @@ def numbered(start: int, stop: int) -> bytes:
 
 
 def everything(paths: Paths, agent_id: str = AGENT) -> bytes:
-    return b"".join(line + b"\n" for line in logs.tail(paths, FLEET, agent_id, lines=None))
+    return b"".join(line + b"\n" for line in logread.tail(paths, FLEET, agent_id, lines=None))
 
 
 def so_far(paths: Paths) -> bytes:
     """Like `everything`, where the last write may be half visible yet."""
-    return b"\n".join(logs.tail(paths, FLEET, AGENT, lines=None))
+    return b"\n".join(logread.tail(paths, FLEET, AGENT, lines=None))
 
 
 def start_writer(paths: Paths, count: int, per_write: int = 1) -> subprocess.Popen[bytes]:
@@ -121,7 +122,7 @@ def test_opened_log_is_private_appending_and_not_inherited_by_accident(paths: Pa
 def test_rotation_loses_tears_and_doubles_nothing_while_the_agent_writes(paths: Paths, per_write: int) -> None:
     count, cuts = 30_000, 0
     expected = numbered(0, count)
-    writer, rotator = start_writer(paths, count, per_write), logs.Rotator(paths)
+    writer, rotator = start_writer(paths, count, per_write), rotation.Rotator(paths)
     while writer.poll() is None:
         checked = rotator.rotate(FLEET, AGENT, SMALL)
         assert checked.problem == ""
@@ -146,14 +147,14 @@ def test_a_reader_in_another_thread_never_sees_a_torn_line_while_files_are_cut(p
         while not done.is_set():
             if not expected.startswith(so_far(paths)):
                 wrong.append("all")
-            last = b"\n".join(logs.tail(paths, FLEET, AGENT, lines=3))
+            last = b"\n".join(logread.tail(paths, FLEET, AGENT, lines=3))
             if last not in expected:
                 wrong.append(f"tail {last!r}")
 
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        writer, rotator = start_writer(paths, count), logs.Rotator(paths)
+        writer, rotator = start_writer(paths, count), rotation.Rotator(paths)
         while writer.poll() is None:
             rotator.rotate(FLEET, AGENT, SMALL)
     finally:
@@ -175,24 +176,30 @@ def test_killed_rotators_lose_and_double_nothing(paths: Paths) -> None:
             kills += 1
         assert rotator.returncode == -signal.SIGKILL
         assert expected.startswith(so_far(paths))
-    assert logs.Rotator(paths).rotate(FLEET, AGENT, SMALL).problem == ""
+    assert rotation.Rotator(paths).rotate(FLEET, AGENT, SMALL).problem == ""
     assert everything(paths) == expected
     assert kills >= 3
     assert len(parts(paths)) > 10
 
 
-STEPS = ["_copy", "os.rename", "_punch", "_prune", "_empty", "_unlink", "_index"]
+STEPS: list[tuple[ModuleType, str]] = [
+    (logcut, "_copy"),
+    (os, "rename"),
+    (logcut, "punch"),
+    (logcut, "prune"),
+    (logcut, "empty"),
+    (logfiles, "unlink"),
+    (logindex, "note"),
+]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("owner", "step"), STEPS, ids=[step for _, step in STEPS])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("keep", [0, 1, 3])
 def test_a_kill_around_any_step_is_made_good_by_the_next_check(
-    paths: Paths, monkeypatch: pytest.MonkeyPatch, step: str, after: bool, keep: int
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, owner: ModuleType, step: str, after: bool, keep: int
 ) -> None:
-    owner = os if step == "os.rename" else logs
-    name = step.removeprefix("os.")
-    real, calls = getattr(owner, name), 0
+    real, calls = getattr(owner, step), 0
     spec = LogSpec(max_bytes=4096, keep=keep)
 
     def deadly(*args: object, **kwargs: object) -> object:
@@ -206,8 +213,8 @@ def test_a_kill_around_any_step_is_made_good_by_the_next_check(
         return result
 
     fatal = set(range(1, 40, 2))
-    monkeypatch.setattr(owner, name, deadly)
-    rotator, line, killed = logs.Rotator(paths), 0, 0
+    monkeypatch.setattr(owner, step, deadly)
+    rotator, line, killed = rotation.Rotator(paths), 0, 0
     for _ in range(12):
         write(paths, numbered(line, line + 60))
         line += 60
@@ -215,22 +222,22 @@ def test_a_kill_around_any_step_is_made_good_by_the_next_check(
             rotator.rotate(FLEET, AGENT, spec)
         except Killed:
             killed += 1
-            rotator = logs.Rotator(paths)
+            rotator = rotation.Rotator(paths)
         # What is there is an unbroken run of lines up to the last one; only the oldest may be gone.
         seen = everything(paths)
         assert numbered(0, line).endswith(seen)
         assert seen.startswith(b"%d " % (line - seen.count(b"\n")))
         assert seen.count(b"\n") >= min(line, keep * 60)
-    assert killed or (step == "_copy" and keep == 0) or (step == "_empty" and keep != 1)
+    assert killed or (step == "_copy" and keep == 0) or (step == "empty" and keep != 1)
     monkeypatch.undo()
-    assert logs.Rotator(paths).rotate(FLEET, AGENT, spec).problem == ""
+    assert rotation.Rotator(paths).rotate(FLEET, AGENT, spec).problem == ""
     assert numbered(0, line).endswith(everything(paths))
     assert len([part for part in parts(paths) if part.stat().st_size]) <= keep
     assert live(paths).stat().st_blocks * 512 <= 16384
 
 
 def test_only_so_many_rotated_files_are_kept_and_the_oldest_go(paths: Paths) -> None:
-    spec, rotator = LogSpec(max_bytes=4096, keep=2), logs.Rotator(paths)
+    spec, rotator = LogSpec(max_bytes=4096, keep=2), rotation.Rotator(paths)
     for first in range(0, 3000, 50):
         write(paths, numbered(first, first + 50))
         rotator.rotate(FLEET, AGENT, spec)
@@ -241,7 +248,7 @@ def test_only_so_many_rotated_files_are_kept_and_the_oldest_go(paths: Paths) -> 
 
 
 def test_nothing_is_kept_where_keep_is_0_and_the_disk_stays_empty(paths: Paths) -> None:
-    spec, rotator = LogSpec(max_bytes=4096, keep=0), logs.Rotator(paths)
+    spec, rotator = LogSpec(max_bytes=4096, keep=0), rotation.Rotator(paths)
     for first in range(0, 3000, 50):
         write(paths, numbered(first, first + 50))
         rotator.rotate(FLEET, AGENT, spec)
@@ -252,21 +259,21 @@ def test_nothing_is_kept_where_keep_is_0_and_the_disk_stays_empty(paths: Paths) 
 
 
 def test_a_line_longer_than_the_limit_is_kept_whole_and_an_endless_one_is_cut(paths: Paths) -> None:
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     write(paths, b"short\n" + b"y" * 20_000)
     assert rotator.rotate(FLEET, AGENT, SMALL).cuts == 1
     assert rotator.rotate(FLEET, AGENT, SMALL).cuts == 0
     write(paths, b"\nnext\n")
     assert rotator.rotate(FLEET, AGENT, SMALL).cuts == 1
     assert parts(paths)[1].read_bytes() == b"y" * 20_000 + b"\n"
-    write(paths, b"z" * (logs.LONGEST_LINE_BYTES + 5000))
+    write(paths, b"z" * (logfiles.LONGEST_LINE_BYTES + 5000))
     assert rotator.rotate(FLEET, AGENT, SMALL).cuts == 2
-    lines = list(logs.tail(paths, FLEET, AGENT, lines=None))
-    assert lines == [b"short", b"y" * 20_000, b"next", b"z" * logs.LONGEST_LINE_BYTES, b"z" * 5000]
+    lines = list(logread.tail(paths, FLEET, AGENT, lines=None))
+    assert lines == [b"short", b"y" * 20_000, b"next", b"z" * logfiles.LONGEST_LINE_BYTES, b"z" * 5000]
 
 
 def test_nuls_of_the_agent_are_kept(paths: Paths) -> None:
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     for _ in range(20):
         write(paths, b"\0" * 700 + b"\n" + b"\0\0\n")
         rotator.rotate(FLEET, AGENT, SMALL)
@@ -275,28 +282,28 @@ def test_nuls_of_the_agent_are_kept(paths: Paths) -> None:
 
 
 def test_a_spewing_agent_is_looked_at_again_sooner(paths: Paths) -> None:
-    rotator, spec = logs.Rotator(paths), LogSpec(max_bytes=1 << 20)
+    rotator, spec = rotation.Rotator(paths), LogSpec(max_bytes=1 << 20)
     write(paths, b"hello\n")
     rotator.rotate(FLEET, AGENT, spec)
-    assert rotator.rotate(FLEET, AGENT, spec).wait_seconds == logs.LONGEST_WAIT_SECONDS
+    assert rotator.rotate(FLEET, AGENT, spec).wait_seconds == rotation.LONGEST_WAIT_SECONDS
     for _ in range(5):
         write(paths, b"x" * 99_999 + b"\n")
     assert rotator.rotate(FLEET, AGENT, spec).wait_seconds < 3
 
 
 def test_tail_counts_lines_over_all_files_and_shows_an_unfinished_last_one(paths: Paths) -> None:
-    assert list(logs.tail(paths, FLEET, AGENT)) == []
-    rotator = logs.Rotator(paths)
+    assert list(logread.tail(paths, FLEET, AGENT)) == []
+    rotator = rotation.Rotator(paths)
     write(paths, numbered(0, 500))
     rotator.rotate(FLEET, AGENT, SMALL)
     write(paths, b"half")
     expected = [*numbered(0, 500).split(b"\n")[:-1], b"half"]
     for lines in (0, 1, 2, 60, 200, 501, 502, 9999):
-        assert list(logs.tail(paths, FLEET, AGENT, lines=lines)) == (expected[-lines:] if lines else [])
+        assert list(logread.tail(paths, FLEET, AGENT, lines=lines)) == (expected[-lines:] if lines else [])
 
 
 def test_since_begins_at_the_line_that_was_last_then(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    rotator, at = logs.Rotator(paths), 1_000_000.0
+    rotator, at = rotation.Rotator(paths), 1_000_000.0
     monkeypatch.setattr(time, "monotonic", lambda: at)
     monkeypatch.setattr(time, "time", lambda: at)
     for first in range(0, 1000, 100):
@@ -304,15 +311,15 @@ def test_since_begins_at_the_line_that_was_last_then(paths: Paths, monkeypatch: 
         write(paths, numbered(first, first + 100))
         rotator.rotate(FLEET, AGENT, SMALL)
     lines = numbered(0, 1000).split(b"\n")[:-1]
-    assert list(logs.tail(paths, FLEET, AGENT, lines=None, since=at - 130)) == lines[700:]
-    assert list(logs.tail(paths, FLEET, AGENT, lines=None, since=at - 120)) == lines[800:]
-    assert list(logs.tail(paths, FLEET, AGENT, lines=5, since=at - 130)) == lines[-5:]
-    assert list(logs.tail(paths, FLEET, AGENT, lines=None, since=at + 1)) == []
-    assert list(logs.tail(paths, FLEET, AGENT, lines=None, since=0)) == lines
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=at - 130)) == lines[700:]
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=at - 120)) == lines[800:]
+    assert list(logread.tail(paths, FLEET, AGENT, lines=5, since=at - 130)) == lines[-5:]
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=at + 1)) == []
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=0)) == lines
 
 
 def test_the_time_index_is_bounded_and_keeps_recent_times_exact(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    rotator, at = logs.Rotator(paths), 1_000_000.0
+    rotator, at = rotation.Rotator(paths), 1_000_000.0
     monkeypatch.setattr(time, "monotonic", lambda: at)
     monkeypatch.setattr(time, "time", lambda: at)
     for _ in range(9000):
@@ -321,18 +328,22 @@ def test_the_time_index_is_bounded_and_keeps_recent_times_exact(paths: Paths, mo
             file.write(b"0123456\n")
         rotator.rotate(FLEET, AGENT, LogSpec())
     assert Path(f"{live(paths)}.idx").stat().st_size <= 4096 * 16 + 16
-    assert len(list(logs.tail(paths, FLEET, AGENT, lines=None, since=at - 50))) == 10
-    assert 5000 <= len(list(logs.tail(paths, FLEET, AGENT, lines=None, since=at - 25_000))) < 5200
+    assert len(list(logread.tail(paths, FLEET, AGENT, lines=None, since=at - 50))) == 10
+    assert 5000 <= len(list(logread.tail(paths, FLEET, AGENT, lines=None, since=at - 25_000))) < 5200
 
 
 def test_follow_goes_over_rotation_and_restarts_and_waits_for_the_file(paths: Paths) -> None:
     count, stopped, lines = 30_000, threading.Event(), list[bytes]()
-    reader = threading.Thread(
-        target=lambda: lines.extend(logs.follow(paths, FLEET, AGENT, lines=None, stop=stopped.is_set, poll_seconds=0.002))
-    )
+    follower = logread.Follower(paths, FLEET, AGENT, lines=None)
+
+    def follow() -> None:
+        while not stopped.wait(0.002):
+            lines.extend(follower.read())
+
+    reader = threading.Thread(target=follow)
     reader.start()
     try:
-        rotator = logs.Rotator(paths)
+        rotator = rotation.Rotator(paths)
         writer = start_writer(paths, count)
         while writer.poll() is None:
             rotator.rotate(FLEET, AGENT, SMALL)
@@ -344,14 +355,15 @@ def test_follow_goes_over_rotation_and_restarts_and_waits_for_the_file(paths: Pa
     finally:
         stopped.set()
         reader.join()
+        follower.close()
     assert b"".join(line + b"\n" for line in lines) == numbered(0, count) + b"next instance\n"
 
 
 def test_a_follower_goes_on_where_a_live_file_was_set_aside_deleted_or_truncated(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_in_use", lambda fd: False)  # the follower itself has the file open
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     write(paths, b"begin\n")
-    follower = logs.Follower(paths, FLEET, AGENT)
+    follower = logread.Follower(paths, FLEET, AGENT)
     try:
         assert follower.read() == [b"begin"]
         number = itertools.count()
@@ -376,13 +388,14 @@ def test_a_follower_goes_on_where_a_live_file_was_set_aside_deleted_or_truncated
         assert follower.read() == expected[-5:]
         write(paths, b"unfinished")
         assert follower.read() == []
-        assert follower.rest() == b"unfinished"
+        write(paths, b" until now\n")
+        assert follower.read() == [b"unfinished until now"]
     finally:
         follower.close()
 
 
 def test_a_new_instance_gets_a_file_of_its_own_after_cuts_and_no_line_is_lost(paths: Paths) -> None:
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     for instance in range(4):
         write(paths, numbered(instance * 2000, instance * 2000 + 2000))
         rotator.rotate(FLEET, AGENT, SMALL)
@@ -394,7 +407,7 @@ def test_instances_that_say_the_same_are_told_apart(paths: Paths) -> None:
     same = numbered(0, 2000)
     for _ in range(4):
         write(paths, same)
-        assert logs.Rotator(paths).rotate(FLEET, AGENT, SMALL).problem == ""
+        assert rotation.Rotator(paths).rotate(FLEET, AGENT, SMALL).problem == ""
     assert everything(paths) == same * 4
 
 
@@ -402,7 +415,7 @@ def test_a_file_that_an_earlier_writer_still_holds_is_not_set_aside(paths: Paths
     held = logs.open_log(paths, FLEET, AGENT)
     try:
         os.write(held, numbered(0, 2000))
-        logs.Rotator(paths).rotate(FLEET, AGENT, SMALL)
+        rotation.Rotator(paths).rotate(FLEET, AGENT, SMALL)
         write(paths, numbered(2000, 2001))
         os.write(held, numbered(2001, 2002))
         assert everything(paths) == numbered(0, 2002)
@@ -411,7 +424,7 @@ def test_a_file_that_an_earlier_writer_still_holds_is_not_set_aside(paths: Paths
 
 
 def test_a_live_file_deleted_or_replaced_from_outside_is_taken_as_new(paths: Paths) -> None:
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     write(paths, numbered(0, 2000))
     rotator.rotate(FLEET, AGENT, SMALL)
     before = sum(part.stat().st_size for part in parts(paths))
@@ -426,7 +439,7 @@ def test_a_live_file_deleted_or_replaced_from_outside_is_taken_as_new(paths: Pat
 
 @pytest.mark.parametrize("keep", [0, 1000])
 def test_a_live_file_truncated_from_outside_while_the_agent_writes_goes_on_rotating(paths: Paths, keep: int) -> None:
-    rotator, spec = logs.Rotator(paths), LogSpec(max_bytes=4096, keep=keep)
+    rotator, spec = rotation.Rotator(paths), LogSpec(max_bytes=4096, keep=keep)
     fd = logs.open_log(paths, FLEET, AGENT)
     try:
         os.write(fd, numbered(0, 2000))
@@ -443,7 +456,7 @@ def test_a_live_file_truncated_from_outside_while_the_agent_writes_goes_on_rotat
 
 
 def test_rotated_files_removed_from_outside_leave_the_rest_readable(paths: Paths) -> None:
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     write(paths, numbered(0, 2000))
     rotator.rotate(FLEET, AGENT, SMALL)
     for part in parts(paths):
@@ -451,7 +464,7 @@ def test_rotated_files_removed_from_outside_leave_the_rest_readable(paths: Paths
     seen = everything(paths)
     assert 0 < len(seen) < 4096
     assert numbered(0, 2000).endswith(seen)
-    assert logs.Rotator(paths).rotate(FLEET, AGENT, SMALL).problem == ""
+    assert rotation.Rotator(paths).rotate(FLEET, AGENT, SMALL).problem == ""
     fd = os.open(live(paths), os.O_WRONLY | os.O_APPEND)
     os.write(fd, numbered(2000, 4000))
     os.close(fd)
@@ -472,14 +485,14 @@ def test_what_is_no_file_of_ours_is_refused_and_left_alone(paths: Paths, trap: s
     }[trap]()
     with pytest.raises(StateDirectoryError, match=AGENT):
         logs.open_log(paths, FLEET, AGENT)
-    checked = logs.Rotator(paths).rotate(FLEET, AGENT, SMALL)
+    checked = rotation.Rotator(paths).rotate(FLEET, AGENT, SMALL)
     assert checked.cuts == 0
     assert checked.problem or trap in ("fifo", "folder")
     assert precious.read_bytes() == numbered(0, 2000)
     if trap != "hard link":
         with pytest.raises(StateDirectoryError, match=AGENT):
-            list(logs.tail(paths, FLEET, AGENT))
-        assert logs.last_lines(paths, FLEET, AGENT) == []
+            list(logread.tail(paths, FLEET, AGENT))
+        assert logread.last_lines(paths, FLEET, AGENT) == []
 
 
 @pytest.mark.parametrize("names", [("..", AGENT), ("demo", "../x"), ("a/b", "c"), (".", "x")])
@@ -493,15 +506,15 @@ def test_a_planted_symlink_in_the_place_of_the_copy_is_not_followed(paths: Paths
     precious.write_text("precious")
     write(paths, numbered(0, 500))
     Path(f"{live(paths)}.tmp").symlink_to(precious)
-    assert logs.Rotator(paths).rotate(FLEET, AGENT, SMALL).cuts > 1
+    assert rotation.Rotator(paths).rotate(FLEET, AGENT, SMALL).cuts > 1
     assert precious.read_text() == "precious"
 
 
 def test_without_hole_punching_nothing_is_cut_or_lost_and_the_next_instance_starts_afresh(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "_fallocate", lambda: None)
-    rotator = logs.Rotator(paths)
+    monkeypatch.setattr(logcut, "_fallocate", lambda: None)
+    rotator = rotation.Rotator(paths)
     for first in range(0, 8000, 1000):
         fd = logs.open_log(paths, FLEET, AGENT, LogSpec(max_bytes=4096, keep=3))
         os.write(fd, numbered(first, first + 1000))
@@ -514,19 +527,19 @@ def test_without_hole_punching_nothing_is_cut_or_lost_and_the_next_instance_star
 
 
 def test_a_full_disk_during_rotation_loses_nothing_and_heals(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = logs._copy
+    real = logcut._copy
 
     def full(source: int, target: int, offset: int, length: int) -> None:
         real(source, target, offset, length // 2)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     write(paths, numbered(0, 1000))
     with monkeypatch.context() as patched:
-        patched.setattr(logs, "_copy", full)
+        patched.setattr(logcut, "_copy", full)
         checked = rotator.rotate(FLEET, AGENT, SMALL)
         assert "No space left" in checked.problem
-        assert checked.wait_seconds == logs.LONGEST_WAIT_SECONDS
+        assert checked.wait_seconds == rotation.LONGEST_WAIT_SECONDS
     assert not list(live(paths).parent.glob("*.tmp"))
     assert everything(paths) == numbered(0, 1000)
     assert rotator.rotate(FLEET, AGENT, SMALL).problem == ""
@@ -548,7 +561,7 @@ def small_disk() -> Iterator[Paths]:
 
 
 def test_a_really_full_disk_loses_nothing_that_was_written(small_disk: Paths) -> None:
-    paths, spec, rotator = small_disk, LogSpec(max_bytes=65536, keep=2), logs.Rotator(small_disk)
+    paths, spec, rotator = small_disk, LogSpec(max_bytes=65536, keep=2), rotation.Rotator(small_disk)
     fd = logs.open_log(paths, FLEET, AGENT)
     try:
         written = 0
@@ -586,7 +599,7 @@ def allocated(paths: Paths) -> int:
 
 
 def test_the_cap_removes_the_oldest_rotated_files_over_all_agents(paths: Paths) -> None:
-    spec, rotator, names = LogSpec(max_bytes=8192, keep=100, total_bytes=200_000), logs.Rotator(paths), ["demo-a", "demo-b", "demo-c"]
+    spec, rotator, names = LogSpec(max_bytes=8192, keep=100, total_bytes=200_000), rotation.Rotator(paths), ["demo-a", "demo-b", "demo-c"]
     for turn in range(30):
         for name in names:
             write(paths, numbered(turn * 200, turn * 200 + 200), name)
@@ -608,17 +621,17 @@ def test_the_cap_removes_the_oldest_rotated_files_over_all_agents(paths: Paths) 
 def test_the_cap_looks_at_the_files_only_when_there_is_something_new(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     at = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: at)
-    real, scans = logs._scan, 0
+    real, scans = logfiles.scan, 0
 
-    def scan(folder: str) -> list[logs._File]:
+    def scan(folder: str) -> list[logfiles.File]:
         nonlocal scans
         scans += 1
         return real(folder)
 
-    monkeypatch.setattr(logs, "_scan", scan)
-    rotator = logs.Rotator(paths)
+    monkeypatch.setattr(logfiles, "scan", scan)
+    rotator = rotation.Rotator(paths)
 
-    def round_of_the_daemon(seconds: float, *, total_bytes: int = 50_000, alive: tuple[str, ...] = (AGENT,)) -> logs.Total:
+    def round_of_the_daemon(seconds: float, *, total_bytes: int = 50_000, alive: tuple[str, ...] = (AGENT,)) -> rotation.Total:
         nonlocal at
         at += seconds
         rotator.rotate(FLEET, AGENT, LogSpec(max_bytes=1 << 20))
@@ -642,7 +655,7 @@ def test_the_cap_looks_at_the_files_only_when_there_is_something_new(paths: Path
 
 
 def test_the_cap_reaches_live_files_when_nothing_else_is_left(paths: Paths) -> None:
-    spec, rotator = LogSpec(max_bytes=1 << 20, total_bytes=150_000), logs.Rotator(paths)
+    spec, rotator = LogSpec(max_bytes=1 << 20, total_bytes=150_000), rotation.Rotator(paths)
     write(paths, numbered(0, 5000), "demo-a")
     write(paths, numbered(0, 100), "demo-b")
     total = rotator.enforce_total(FLEET, spec)
@@ -657,59 +670,51 @@ def test_the_cap_reaches_live_files_when_nothing_else_is_left(paths: Paths) -> N
 
 
 def test_logs_of_agents_that_are_gone_stay_until_the_cap_needs_their_room(paths: Paths) -> None:
-    rotator = logs.Rotator(paths)
+    rotator = rotation.Rotator(paths)
     write(paths, numbered(0, 1000), "demo-old")
     write(paths, numbered(0, 1000), AGENT)
     assert rotator.enforce_total(FLEET, LogSpec(), alive=[AGENT]).removed == 0
     assert everything(paths, "demo-old") == numbered(0, 1000)
-    assert logs.agents(paths, FLEET) == [AGENT, "demo-old"]
+    assert logfiles.agents(paths, FLEET) == [AGENT, "demo-old"]
     total = rotator.enforce_total(FLEET, LogSpec(total_bytes=60_000), alive=[AGENT])
     assert total.removed == 1
-    assert logs.agents(paths, FLEET) == [AGENT]
+    assert logfiles.agents(paths, FLEET) == [AGENT]
     assert everything(paths) == numbered(0, 1000)
 
 
 def test_only_so_many_gone_agents_leave_their_logs(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "GONE_AGENTS_KEPT", 3)
+    monkeypatch.setattr(rotation, "GONE_AGENTS_KEPT", 3)
     for number in range(6):
         write(paths, b"x\n", f"demo-{number}")
         os.utime(paths.agent_log(FLEET, f"demo-{number}"), (number, number))
     Path(paths.agent_log(FLEET, "demo-5") + ".tmp").write_text("unfinished")
-    logs.Rotator(paths).enforce_total(FLEET, LogSpec(), alive=["demo-0"])
-    assert logs.agents(paths, FLEET) == ["demo-0", "demo-3", "demo-4", "demo-5"]
+    rotation.Rotator(paths).enforce_total(FLEET, LogSpec(), alive=["demo-0"])
+    assert logfiles.agents(paths, FLEET) == ["demo-0", "demo-3", "demo-4", "demo-5"]
     assert not list(live(paths).parent.glob("*.tmp"))
 
 
 def test_an_interrupted_cut_is_finished_before_the_cap_empties_its_proof(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     write(paths, numbered(0, 200))
     with monkeypatch.context() as patched:
-        patched.setattr(logs, "_punch", lambda fd, offset, length: (_ for _ in ()).throw(Killed) if offset == 0 else None)
+        patched.setattr(logcut, "punch", lambda fd, offset, length: (_ for _ in ()).throw(Killed) if offset == 0 else None)
         with pytest.raises(Killed):
-            logs.Rotator(paths).rotate(FLEET, AGENT, SMALL)
+            rotation.Rotator(paths).rotate(FLEET, AGENT, SMALL)
     assert everything(paths) == numbered(0, 200)
-    logs.Rotator(paths).enforce_total(FLEET, LogSpec(total_bytes=16384))
+    rotation.Rotator(paths).enforce_total(FLEET, LogSpec(total_bytes=16384))
     seen = everything(paths)
     assert numbered(0, 200).endswith(seen)
-
-
-def test_removed_logs_are_gone(paths: Paths) -> None:
-    rotator = logs.Rotator(paths)
-    write(paths, numbered(0, 2000))
-    rotator.rotate(FLEET, AGENT, SMALL)
-    logs.remove(paths, FLEET, AGENT)
-    assert list(live(paths).parent.iterdir()) == []
 
 
 def test_last_lines_cannot_steer_a_terminal(paths: Paths) -> None:
     write(paths, b"one\n\x1b[31mred\x1b[0m \x1b]0;title\x07end\r\nbad \xff\x00\x9b byte\n\ttab\n")
     write(paths, "\u202eevil\nlong ".encode() + b"l" * 999)
     expected = ["red end", "bad \ufffd\ufffd byte", "    tab", "evil", "long " + "l" * 395]
-    assert logs.last_lines(paths, FLEET, AGENT, 5) == expected
+    assert logread.last_lines(paths, FLEET, AGENT, 5) == expected
 
 
 def test_reading_imports_little() -> None:
     code = (
-        "import sys; import fleetctl.host.logs; "
-        "print([name for name in ('asyncio', 'dataclasses', 'ctypes', 'fleetctl.models', 'psutil', 'subprocess') if name in sys.modules])"
+        "import sys; import fleetctl.host.logread; "
+        "print([name for name in ('asyncio', 'ctypes', 'dataclasses', 'fleetctl.host.logcut', 'fleetctl.models', 'psutil') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
