@@ -129,7 +129,13 @@ class Chaos:
         return sum(one["desired_replicas"] for one in self.place.client.status()["fleets"] if one["name"] == fleet)
 
     def status_is_right(self) -> bool:
-        return self.place.shown() == self.place.leaders()
+        """Whether every process it shows was there just before or is there just after, and every one that was there both times is shown."""
+        before = self.place.leaders().items()
+        shown = self.place.shown().items()
+        after = self.place.leaders().items()
+        assert shown <= before | after, f"shown {shown}, true {before} and then {after}"
+        assert shown >= before & after, f"shown {shown}, true {before} and then {after}"
+        return True
 
     def settle(self) -> None:
         eventually(self.is_settled, f"{self}: settled at {self.wanted}")
