@@ -1,6 +1,6 @@
 """What fleetctl costs on top of doing the same by hand: start, replace, stop, idle, the command line, and output.
 
-`python -m tests.bench.bench_daemon [NAME...]`; each figure has its floor from the same run beside it. Ratios mean something on any
+`python -m tests.bench [NAME...]`; each figure has its floor from the same run beside it. Ratios mean something on any
 machine, times do not; and a machine that is busy otherwise makes even ratios unsteady.
 """
 
@@ -232,7 +232,3 @@ def main(names: Sequence[str]) -> int:
             figures.append(figure)
     print("\n" + table(figures))
     return 0 if all(figure.met for figure in figures) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
