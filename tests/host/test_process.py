@@ -41,6 +41,7 @@ for _ in range(30):
         os.setsid()
         os.fork()
         time.sleep(600)
+        os._exit(0)  # not into the loop again: what a killed test left behind would fork without bound
 print("READY", flush=True)
 time.sleep(600)
 """
