@@ -138,7 +138,7 @@ class Rotator:
         files = logfiles.scan(folder)
         removed = 0
         for file in _left_over(files, alive):
-            logfiles.unlink(file.path)
+            self._remove(file)
             files.remove(file)
             removed += 1
         total = sum(file.allocated for file in files)
@@ -153,9 +153,7 @@ class Rotator:
             if file.part is not None and file.part is newest[file.part.agent_id] and not gone:
                 logcut.empty(file.path)
             else:
-                logfiles.unlink(file.path)
-                if file.part is None:
-                    self._seen.pop(file.path, None)
+                self._remove(file)
             total -= file.allocated
             removed += file.allocated > 0
         live = [file for file in files if file.path.endswith(".log") and (alive is None or file.agent_id in alive)]
@@ -164,6 +162,10 @@ class Rotator:
                 break
             total -= self._shorten(file.path, min(total - spec.total_bytes + 8192, file.allocated))
         return Total(total, removed, "" if total <= spec.total_bytes else f"{folder}: larger than the cap, and nothing can be removed")
+
+    def _remove(self, file: logfiles.File) -> None:
+        logfiles.unlink(file.path)
+        self._seen.pop(file.path, None)  # else what was seen of agents that are gone would add up
 
     def _shorten(self, path: str, surplus: int) -> int:
         """Drop lines from the front of a live file; returns the bytes freed."""
