@@ -10,6 +10,8 @@ from math import ceil, floor, inf, isfinite
 from fleetctl.errors import ConfigError
 
 DRAIN_SECONDS = 10.0
+# Growth is urgent from this load on, in relation to the upper edge of the band. By load, not by the number of replicas: from one to two
+# is always twice as many, and a small fleet would follow every gust.
 URGENT_LOAD = 1.5
 # Whole replicas are counted in floating point: 7 * 70 / 70 must not become 8.
 _SLACK = 1e-9

@@ -20,6 +20,8 @@ from fleetctl.models import ScalingDecision, to_json
 HOST_OVERCOMMIT = 1.25
 PRESSURE_PERCENT = 10.0
 FUTILE_SECONDS = 600.0
+# A growth so soon after a shrink, in down windows, means that the shrink was a mistake. Longer saves more reversals, and costs more
+# replica-hours on loads that come and go.
 REGRET_WINDOWS = 1
 
 
