@@ -29,6 +29,7 @@ FAMILIES = {
     "restart": ("restart",),
     "explore": ("inspect", "history", "events"),
     "wait": ("wait",),
+    "simulate": ("simulate",),
     "daemon": ("daemon",),
     "config": ("config",),
     "doctor": ("doctor",),
