@@ -55,6 +55,7 @@ class Rounds:
         while True:
             leaders = self._leaders()
             usage = await self._in_thread(self._resources.sample, leaders)
+            self._control.lifecycle.remember(self._resources.trees)
             self._control.measured(usage)
             await self._until_next_measurement(leaders, usage)
 

@@ -271,10 +271,14 @@ def _names(folder: str) -> list[str]:
 
 
 def _environment(ready_fd: int) -> dict[str, str]:
-    """The daemon's environment. It runs in /, so a checkout that was found through the current folder has to be named."""
-    import fleetctl
+    """The daemon's environment: ours, but not what makes an agent an agent, should one of them have called us.
 
-    environment = {**os.environ, READY_FD: str(ready_fd)}
+    The daemon runs in /, so a checkout that was found through the current folder has to be named.
+    """
+    import fleetctl
+    from fleetctl.host.environment import OWN
+
+    environment = {name: value for name, value in os.environ.items() if name not in OWN} | {READY_FD: str(ready_fd)}
     root = os.path.dirname(os.path.dirname(os.path.abspath(fleetctl.__file__)))
     if os.path.basename(root) not in ("site-packages", "dist-packages"):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

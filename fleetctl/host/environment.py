@@ -33,6 +33,10 @@ STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH = (
 )
 
 
+OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, "FLEETCTL_LAUNCH", "FLEETCTL_CLAIM", "STATE_DIRECTORY")
+"""What makes an agent an agent, and is to be found in no other process's environment."""
+
+
 def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str) -> dict[str, str]:
     """The complete environment of one agent. Raises SpawnFailed for a secret or an `env_file` that cannot be read."""
     environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}

@@ -186,6 +186,8 @@ class LocalResourceManager:
     def __init__(self, reader: Reader | None = None) -> None:
         self._reader = reader or default_reader()
         self._before: dict[str, _Before] = {}
+        self.trees: Mapping[str, frozenset[tuple[int, int]]] = {}
+        """Who belonged to each agent's tree at the last sample, as (pid, start ticks)."""
         self._host_before: tuple[float, float] | None = None
 
     def sample(self, agents: Mapping[str, ProcessRef], extra: Mapping[str, Iterable[int]] | None = None) -> Mapping[str, Usage]:
@@ -201,11 +203,12 @@ class LocalResourceManager:
             return {}
         leaders = {ref.pid: name for name, ref in agents.items() if _leads(rows.get(ref.pid), ref)}
         members = _trees(rows, leaders, extra or {})
-        usages, before = {}, {}
+        usages, before, trees = {}, {}, {}
         for pid, name in leaders.items():
             tree = {member: rows[member] for member in members[name]}
             was = self._before.get(name)
             before[name] = seen = _remember(now, pid, tree, was)
+            trees[name] = frozenset((member, row.start_ticks) for member, row in tree.items())
             live = [row for row in tree.values() if row.state not in "ZX"]
             usages[name] = Usage(
                 cpu_percent=seen.cpu_percent,
@@ -213,7 +216,7 @@ class LocalResourceManager:
                 processes=len(live),
                 stopped=rows[pid].state == "T",
             )
-        self._before = before
+        self._before, self.trees = before, trees
         return usages
 
     def host_usage(self) -> HostUsage:

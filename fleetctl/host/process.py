@@ -1,8 +1,9 @@
 """Starts agents' processes, watches them end, signals and kills whole process trees, and finds them again after a crash.
 
 A tree is: the leader's session, whatever carries the agent's token in its environment (a double-forked grandchild that left the
-session), whatever still holds the agent's lock, and the descendants of all these. Every signal goes through a descriptor whose
-process was verified. Runs on the event loop's thread; one scan of /proc serves any number of agents.
+session), whatever was once seen among its descendants, whatever still holds the agent's lock, and the descendants of all these. Every
+signal goes through a descriptor whose process was verified. Runs on the event loop's thread; one scan of /proc serves any number of
+agents.
 """
 
 import asyncio
@@ -54,6 +55,7 @@ class LocalLifecycleManager:
         self._pidfds: dict[ProcessRef, int] = {}
         self._spawned: set[ProcessRef] = set()
         self._tokens: dict[tuple[int, int], str] = {}
+        self._members: dict[str, frozenset[tuple[int, int]]] = {}
         self._orphans_come_to_us = _is_subreaper()
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -175,6 +177,11 @@ class LocalLifecycleManager:
         children = procfs.children()
         return children is not None and not any((found := procfs.stat(pid)) and found.alive for pid in children - leaders)
 
+    def remember(self, trees: Mapping[str, frozenset[tuple[int, int]]]) -> None:
+        """Who was seen in which agent's tree, as (pid, start ticks): it stays there, whatever it makes of its session and environment."""
+        for agent_id, members in trees.items():
+            self._members[agent_id] = self._members.get(agent_id, frozenset()) | members
+
     def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
         trees = self._trees(agents)
         for number in numbers:
@@ -200,6 +207,7 @@ class LocalLifecycleManager:
         return pidfd.send(process, number, group=group, held=self._pidfds.get(process))
 
     def discard(self, agent: Agent) -> None:
+        self._members.pop(agent.id, None)
         with contextlib.suppress(OSError):
             os.unlink(self._paths.agent_lock(agent.id))
         with contextlib.suppress(OSError):
@@ -241,9 +249,13 @@ class LocalLifecycleManager:
         stats = procfs.snapshot()
         sessions = {agent.process.pid: agent.id for agent in agents if agent.process and self._is_its_session(agent, stats)}
         tokens = {agent.token: agent.id for agent in agents if agent.token}
+        members = {member: agent.id for agent in agents for member in self._members.get(agent.id, ())}
         owner: dict[int, str] = {}
         for pid, stat in stats.items():
-            if stat.alive and pid != os.getpid() and (found := sessions.get(stat.sid) or tokens.get(self._token(stat))):
+            if not stat.alive or pid == os.getpid():
+                continue
+            found = sessions.get(stat.sid) or members.get((pid, stat.start_ticks)) or tokens.get(self._token(stat))
+            if found:
                 owner[pid] = found
         for pid in stats:
             _inherit(pid, stats, owner)
@@ -254,6 +266,9 @@ class LocalLifecycleManager:
         for agent in agents:
             if not trees[agent.id] and self._lock_is_held(agent):
                 trees[agent.id] = self._holders(agent, stats)
+        self.remember({agent_id: frozenset((stat.pid, stat.start_ticks) for stat in tree) for agent_id, tree in trees.items()})
+        for agent in agents:
+            self._members[agent.id] = frozenset(member for member in self._members[agent.id] if member[0] in stats)
         self._tokens = {key: token for key, token in self._tokens.items() if key[0] in stats}
         return trees
 

@@ -1,7 +1,7 @@
 """Figures of real process trees, and the arithmetic on tables made by hand. Bounds are wide: the machine may be busy."""
 
-import errno
 import contextlib
+import errno
 import os
 import resource
 import signal

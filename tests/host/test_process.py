@@ -47,6 +47,15 @@ time.sleep(600)
 """
 
 
+# A child with nothing of its agent's about it but its parent.
+SHEDS_EVERYTHING = """
+import subprocess, time
+subprocess.Popen(["/bin/sleep", "600"], env={}, start_new_session=True)
+print("READY", flush=True)
+time.sleep(600)
+"""
+
+
 @pytest.fixture
 def world(state_dir: str) -> RealWorld:
     return RealWorld(state_dir)
@@ -321,6 +330,19 @@ def test_killing_leaves_nothing_of_a_fork_bomb(world: RealWorld) -> None:
     async def story() -> None:
         agent = await world.start_command(sys.executable, "-c", BOMB)
         await wait_for(lambda: len(world.manager.survivors([agent])[agent.id]) == 61)
+        world.manager.kill([agent])
+        await wait_for(lambda: not world.manager.survivors([agent])[agent.id])
+
+    world.run(story())
+
+
+def test_who_was_seen_in_the_tree_stays_in_it_without_session_token_lock_and_parent(world: RealWorld) -> None:
+    async def story() -> None:
+        agent = await world.start_command(sys.executable, "-c", SHEDS_EVERYTHING)
+        await wait_for(lambda: len(world.manager.survivors([agent])[agent.id]) == 2)
+        os.kill(leader(agent).pid, signal.SIGKILL)
+        await end(world, agent)
+        assert len(world.manager.survivors([agent])[agent.id]) == 1
         world.manager.kill([agent])
         await wait_for(lambda: not world.manager.survivors([agent])[agent.id])
 
