@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "engines": NOUNS | {"", "host", "daemon.wire", "client"},
     "sinks": NOUNS | {"host", "config", "fleet"},
     "cli": NOUNS | {"", "config", "engines", "host.paths", "client", "daemon.wire"},
+    "cli.simulate": NOUNS | {"cli", "core"},  # runs the rules on a made-up fleet: no daemon to ask
     "cli.daemon": NOUNS | {"cli", "engines", "daemon.main"},  # `fleetctl daemon` is the one command that becomes the daemon
     "testing": NOUNS,
     "demo": {"agent"},

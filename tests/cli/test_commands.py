@@ -38,7 +38,7 @@ COMMANDS = dict(all_commands())
 
 
 def test_all_commands_of_this_issue_are_there() -> None:
-    words = "up down scale status ps logs restart inspect history events wait daemon config doctor completion"
+    words = "up down scale status ps logs restart inspect history events wait simulate daemon config doctor completion"
     nested = ["daemon start", "daemon stop", "daemon status", "config init", "config check", "config show", "config schema"]
     assert {name for name in COMMANDS if not name.startswith("_")} == {*words.split(), *nested}
 
