@@ -1,5 +1,7 @@
 """The daemon's fleets for Python programs: typed, blocking, one connection kept. Cheap to import.
 
+For example:
+
     with Client() as client:
         client.scale("demo", replicas=10)
         for status in client.watch_status(0.5):
