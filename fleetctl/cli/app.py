@@ -17,8 +17,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from fleetctl.cli.terminal import ReaderGone, emit, harmless, say
-from fleetctl.errors import EXIT_FAILED, FleetctlError, UsageError
+from fleetctl.cli.terminal import AlreadyInJson, ReaderGone, emit, emit_json, harmless, say
+from fleetctl.errors import EXIT_FAILED, ConfigError, FleetctlError, UsageError
 
 # In the order of the help. A name stands for the function, or the typer.Typer with commands of its own, in the module.
 FAMILIES = {
@@ -108,6 +108,7 @@ def root(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit status, having said on stderr what went wrong."""
+    as_json = _wants_json(sys.argv[1:] if arguments is None else arguments)
     try:
         status = get_command(app).main(args=arguments, prog_name="fleetctl", standalone_mode=False)
         sys.stdout.flush()
@@ -118,15 +119,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Terminated:
         return 143
+    except AlreadyInJson as known:
+        return _fail(known.error, as_json=False)
     except FleetctlError as error:
-        return _fail(error.message, error.hint, error.exit_status)
+        return _fail(error, as_json=as_json)
     except typer.TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "fleetctl")
-        return _fail(error.format_message(), f"`{path} --help` explains", error.exit_code)
+        return _fail(UsageError(error.format_message(), hint=f"`{path} --help` explains"), as_json=as_json)
     except typer.Abort:
-        return _fail("cancelled", "", EXIT_FAILED)
+        return _fail(FleetctlError("cancelled"), as_json=as_json)
     except Exception as error:
-        return _internal_error(error)
+        return _internal_error(error, as_json=as_json)
     return _code(status)
 
 
@@ -134,16 +137,32 @@ def _code(status: object) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _fail(message: str, hint: str, status: int) -> int:
-    first, *more = message.splitlines() or [""]
-    text = "\n".join(
-        [f"error: {harmless(first)}", *(f"  {harmless(line)}" for line in more), *([f"hint: {harmless(hint)}"] if hint else [])]
-    )
-    _complain(text)
-    return status
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether --json is among fleetctl's own words; known also where these cannot be understood."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in own
 
 
-def _internal_error(error: Exception) -> int:
+def _fail(error: FleetctlError, *, as_json: bool) -> int:
+    first, *more = error.message.splitlines() or [""]
+    hint = [f"hint: {harmless(error.hint)}"] if error.hint else []
+    _complain("\n".join([f"error: {harmless(first)}", *(f"  {harmless(line)}" for line in more), *hint]))
+    if as_json:
+        _tell_in_json(error)
+    return error.exit_status
+
+
+def _tell_in_json(error: FleetctlError) -> None:
+    problems: dict[str, object] = {}
+    if isinstance(error, ConfigError):
+        first, *more = error.message.splitlines() or [""]
+        problems["problems"] = [line.strip() for line in (more if more and first.endswith(":") else [first, *more])]
+    # Where stdout is gone or full, which may be what went wrong, the words and the exit status tell it.
+    with contextlib.suppress(ReaderGone, FleetctlError):
+        emit_json({"schema": "fleetctl/error/v1", "error": {**error.to_json(), **problems}})
+
+
+def _internal_error(error: Exception, *, as_json: bool) -> int:
     if os.environ.get("FLEETCTL_DEBUG"):
         import traceback
 
@@ -152,6 +171,8 @@ def _internal_error(error: Exception) -> int:
         f"internal error: {type(error).__name__}: {error}\n"
         "hint: this is a fault of fleetctl; please report it, with what FLEETCTL_DEBUG=1 and the same command print"
     )
+    if as_json:
+        _tell_in_json(FleetctlError(f"internal error: {type(error).__name__}: {error}"))
     return EXIT_FAILED
 
 

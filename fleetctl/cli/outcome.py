@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fleetctl.cli.terminal import emit, emit_json, harmless, say
+from fleetctl.cli.terminal import AlreadyInJson, emit, emit_json, harmless, say
 from fleetctl.errors import EXIT_FAILED, FleetctlError
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Outcome:
 
     def finish(self, words: str = "") -> None:
         """Tell it. With exactly one failure and nothing done that failure is raised as it is, else the exit status is 1."""
-        if self.json and (self.changes or not self.failures):
+        as_json = self.json and (bool(self.changes) or len(self.failures) != 1)
+        if as_json:
             emit_json(
                 {
                     "schema": "fleetctl/changes/v1",
@@ -62,7 +63,10 @@ class Outcome:
         if not self.failures:
             return
         if len(self.failures) == 1:
-            raise self.failures[0][1]
+            error = self.failures[0][1]
+            if as_json:
+                raise AlreadyInJson(error)
+            raise error
         for fleet, error in self.failures:
             say(f"error: {fleet}: {harmless(error.message)}")
         raise typer.Exit(EXIT_FAILED)

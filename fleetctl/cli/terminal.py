@@ -16,6 +16,14 @@ class ReaderGone(Exception):
     """Whoever read stdout, `head` say, has closed it. Not an OSError, which would be taken for a fault of the work itself."""
 
 
+class AlreadyInJson(Exception):
+    """The error stands in the JSON object that was printed: its words are still to be said, and its exit status to be given."""
+
+    def __init__(self, error: FleetctlError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 def emit(text: str) -> None:
     """Data, to stdout, at once."""
     try:

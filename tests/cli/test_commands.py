@@ -394,3 +394,43 @@ def test_no_color_and_pipes_have_no_escape_sequences(daemon: FakeDaemon) -> None
 def test_stopping_waits_for_a_daemon_that_is_gone_already(state_dir: Path) -> None:
     with pytest.raises(DaemonUnreachable):
         LocalEngine(str(state_dir)).stop_daemon("keep")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code"),
+    [
+        (["scale", "3", "--json"], 4, "E2004"),
+        (["inspect", "web", "--json"], 4, "E2004"),
+        (["--nonsense", "--json"], 2, "E2001"),
+        (["status", "--nonsense", "--json"], 2, "E2001"),
+        (["nonsense", "--json"], 2, "E2001"),
+        (["scale", "--json"], 2, "E2001"),
+        (["wait", "web", "--timeout", "x", "--json"], 2, "E2001"),
+        (["status", "ghost", "--json"], 5, "E2003"),
+        (["config", "check", "--json"], 6, "E2002"),
+        (["up", "--json", "--", "/no/such/program"], 6, "E2002"),
+    ],
+)
+def test_errors_are_one_json_object_too_where_json_is_asked_for(arguments: list[str], status: int, code: str, fleetctl: Fleetctl) -> None:
+    result = fleetctl(*arguments)
+    told = json.loads(result.out)
+    assert (told["schema"], told["error"]["code"], told["error"]["exit_status"]) == ("fleetctl/error/v1", code, status)
+    assert (result.status, f"error: {told['error']['message']}" in result.err) == (status, True)
+    assert told["error"]["hint"] in result.err
+
+
+def test_json_behind_two_dashes_is_the_agents_own_word(fleetctl: Fleetctl) -> None:
+    assert fleetctl("up", "--", "/no/such/program", "--json").out == ""
+
+
+def test_a_timeout_is_told_in_one_json_object(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    told = json.loads(fleetctl("wait", "web", "--for", "count=3", "--timeout", "0.2", "--json").out)
+    assert told["error"]["code"] == "E2009"
+    assert "web: 2 of 2 ready" in told["error"]["message"]
+
+
+def test_config_check_as_json_lists_the_problems(fleetctl: Fleetctl) -> None:
+    Path("fleet.toml").write_text('[fleet]\nname = "Web"\ncommand = ["sleep", "9"]\nreplicsa = 3\n')
+    problems = json.loads(fleetctl("config", "check", "--json").out)["error"]["problems"]
+    assert [problem.partition(": ")[0] for problem in problems if problem.startswith("fleet.toml")] == ["fleet.toml:2", "fleet.toml:4"]
