@@ -90,7 +90,7 @@ class ReadinessSpec:
     """`[fleet.readiness]`: when an agent counts as ready."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    settle_seconds: Annotated[float, Setting(doc="Alive this long means ready", ge=0, le=3600)] = 0.25
+    settle_seconds: Annotated[float, Setting(doc="Alive this long means ready", ge=0, le=3600)] = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import assert_never
 
 from fleetctl.core import restarts
 from fleetctl.core.lifecycle import Move, move
-from fleetctl.core.reconcile import Action, BecomeReady, Create, Drain, Forget, Kill, Start, Wish, next_deadline, plan
+from fleetctl.core.reconcile import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Start, Wish, next_deadline, plan
 from fleetctl.errors import DrainTimeout, SpawnFailed, StateDirectoryError
 from fleetctl.models import Agent, AgentState, Event, Exit, ProcessRef, Replace
 from fleetctl.ports import Clock, LifecycleManager, StateManager
@@ -299,6 +299,11 @@ class Supervisor:
         if agent.leaving:
             self._put(replace(gone, state=move(agent.state, Move.FINISH)))
             self._tell("agent.stopped", f"{agent.id} stopped ({exit})", agent)
+        elif asked and self.wish.mode is Mode.STOP:
+            # Marked for replacement it is started by the next daemon, as what it was.
+            stopped = replace(gone, state=move(agent.state, Move.FINISH), replace=Replace.ROLLING, started_at=None, failures=())
+            self._put(replace(stopped, note="stopped with the daemon; it comes back with the next"))
+            self._tell("agent.stopped", f"{agent.id} stopped with the daemon ({exit})", agent)
         elif asked:
             self._put(replace(gone, state=move(agent.state, Move.START), failures=()))
             self._tell("agent.stopped", f"{agent.id} stopped for its restart ({exit})", agent)

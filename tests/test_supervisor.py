@@ -219,7 +219,7 @@ async def test_a_crash_loop_ends_in_failed_with_its_last_output_and_is_tried_aga
     (agent,) = world.agents
     assert (agent.state, agent.process, agent.restarts) == (S.FAILED, None, 3)
     assert agent.note.startswith("crash loop: 4 exits in ")
-    assert agent.note.endswith("last: exit 3; next try in 100 s; last output: KeyError: 'x'")
+    assert agent.note.endswith("last: exit 3; last output: KeyError: 'x'")
     (event,) = [event for event in world.state.events if event.kind == "agent.failed"]
     assert event.data["last_output"] == world.output
     await world.after(99.0)

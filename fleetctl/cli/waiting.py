@@ -39,7 +39,7 @@ def settled(fleet: "FleetStatus | None") -> bool:
 
 def failed(fleet: "FleetStatus | None") -> "list[AgentStatus]":
     """Agents that nothing will bring up soon: they crash over and over, cannot start, or said that they cannot."""
-    return [agent for agent in fleet["agents"] if agent["state"] == "failed"] if fleet else []
+    return [agent for agent in fleet["agents"] if agent["state"] == "failed" and not agent["replacing"]] if fleet else []
 
 
 def gave_up(fleet: "FleetStatus | None") -> bool:

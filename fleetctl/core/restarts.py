@@ -41,13 +41,11 @@ def after_exit(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, *, up
     if not _is_crash_loop(spec, failures):  # a loop that goes on after its retry stays the loop it was
         failures = (*failures, now)[-max(_REMEMBERED_FAILURES, spec.crash_loop_failures) :]
     if _is_crash_loop(spec, failures):
-        retry = spec.crash_loop_retry_seconds
         span = failures[-1] - failures[-spec.crash_loop_failures]
         note = f"crash loop: {spec.crash_loop_failures} exits in {span:.0f} s, last: {exit}"
-        note += f"; next try in {retry:g} s" if retry else "; not tried again by itself"
-        return Verdict(state=AgentState.FAILED, retry_after_seconds=retry or None, failures=failures, note=note)
+        return Verdict(state=AgentState.FAILED, retry_after_seconds=spec.crash_loop_retry_seconds or None, failures=failures, note=note)
     delay = backoff(spec, len(failures), jitter)
-    note = str(exit) if delay == 0 else f"{exit}; restart {len(failures)} in a row, in {delay:.1f} s"
+    note = str(exit) if delay == 0 else f"{exit}, {len(failures)} in a row"
     return Verdict(state=AgentState.BACKOFF, retry_after_seconds=delay, failures=failures, note=note)
 
 

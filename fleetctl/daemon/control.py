@@ -23,7 +23,7 @@ from fleetctl.host.clock import SystemClock
 from fleetctl.host.paths import Paths
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
-from fleetctl.models import Agent, Event, FleetSpec, Found, Usage, to_json
+from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Replace, Usage, to_json
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]  # Any: JSON values
@@ -215,6 +215,9 @@ class Control:
         fleet = self._find(name)
         spec = config.spec_to_json(fleet.spec)
         spec["environment"] = dict.fromkeys(spec["environment"], "***")
+        for key in (setting.key for setting in config.settings() if not setting.supported):
+            table, _, inner = key.rpartition(".")
+            (spec[table] if table else spec).pop(inner)
         return {"schema": "fleetctl/fleet/v1", **self._fleet(fleet), "spec": spec, "spec_hash": fleet.spec.process_hash}
 
     def agent(self, agent_id: str) -> Json:
@@ -253,7 +256,11 @@ class Control:
             kept = min(max(known.spec.replicas, wanted.min_replicas if known.spec.replicas else 0), wanted.max_replicas)
             wanted = replace(wanted, replicas=kept)
         check_replicas(wanted, wanted.replicas)
+        self.lifecycle.check(wanted)
         actions = self._planned(known, wanted)
+        failed = [agent.id for agent in known.agents if agent.state is AgentState.FAILED and not agent.leaving] if known else []
+        if failed:
+            actions.append(f"try {counted(len(failed), 'failed agent')} again")
         if dry_run or not actions:
             message = f"{name} would change: {'; '.join(actions)}" if actions else f"{name} is up to date"
             return _change(name, wanted.replicas, actions, message, created=known is None, dry_run=dry_run)
@@ -265,6 +272,9 @@ class Control:
             self._announce()
         else:
             await known.apply(wanted)
+            if failed:
+                known.restart(failed, all_at_once=False)
+                await known.supervisor.wait_saved()
         return _change(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}", created=known is None)
 
     def _take_strays(self, spec: FleetSpec) -> tuple[Agent, ...]:
@@ -275,7 +285,7 @@ class Control:
 
     def _planned(self, known: FleetManager | None, wanted: FleetSpec) -> list[str]:
         if known is None or known.wish.down:
-            return [f"start {wanted.replicas} replicas"]
+            return [f"start {counted(wanted.replicas, 'replica')}"]
         changed = [key for key in FleetSpec.__dataclass_fields__ if getattr(wanted, key) != getattr(known.spec, key)]
         actions = []
         if "replicas" in changed:
@@ -292,7 +302,7 @@ class Control:
         if (replicas is None) == (delta is None):
             raise UsageError("give either a number of replicas or a difference")
         before = fleet.wish.replicas
-        target = replicas if replicas is not None else max(0, before + (delta or 0))
+        target = replicas if replicas is not None else before + (delta or 0)
         check_replicas(fleet.spec, target)
         actions = [f"scale from {before} to {target}"] if target != before else []
         if actions and not dry_run:
@@ -312,12 +322,12 @@ class Control:
         if not dry_run:
             fleet.restart(chosen, all_at_once=all_at_once)
             await fleet.supervisor.wait_saved()
-        how = "all at once" if all_at_once else "one by one"
+        how = ", all at once" if all_at_once else ", one by one"
         return _change(
             name,
             fleet.wish.replicas,
             [f"restart {agent_id}" for agent_id in chosen],
-            f"{name}: restart {len(chosen)} agents {how}",
+            f"{name}: {'would ' * dry_run}restart {counted(len(chosen), 'agent')}{how * (len(chosen) > 1)}",
             dry_run=dry_run,
         )
 
@@ -327,7 +337,14 @@ class Control:
         if not dry_run:
             await fleet.take_down(now=now)
             self._announce()
-        return _change(name, 0, actions, f"{name}: stopping {len(actions)} agents", dry_run=dry_run, changed=True)
+        return _change(
+            name,
+            0,
+            actions,
+            f"{name}: {'would stop' if dry_run else 'stopping'} {counted(len(actions), 'agent')}",
+            dry_run=dry_run,
+            changed=True,
+        )
 
     def shutdown(self, mode: str) -> Json:
         if mode not in ("keep", "drain"):
@@ -366,6 +383,8 @@ class Control:
         note = agent.note
         if usage and usage.stopped and running and not agent.leaving:
             note = f"{note}; " * bool(note) + "stopped by a signal; `kill -CONT` continues it"
+        retry = agent.retry_deadline
+        next_try = None if retry is None or agent.process else max(0.0, retry - self._clock.monotonic())
         return {
             "id": agent.id,
             "slot": agent.slot,
@@ -378,7 +397,9 @@ class Control:
             "restarts": agent.restarts,
             "last_exit": {"code": exit.code, "signal": exit.signal, "at": _rfc3339(exit.at), "text": str(exit)} if exit else None,
             "from_warm_pool": agent.from_warm_pool,
-            "note": note,
+            "next_try_seconds": None if next_try is None else round(next_try, 3),
+            "replacing": agent.replace is not Replace.NO,
+            "note": f"next try in {next_try:.0f} s; {note}" if next_try else note,
         }
 
     def _inspected(self, fleet: FleetManager, agent: Agent) -> Json:
@@ -418,6 +439,10 @@ def _change(
         "actions": actions,
         "message": message,
     }
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _event_json(event: Mapping[str, Any]) -> Json:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from fleetctl.daemon.control import Control
 from fleetctl.errors import StateDirectoryError
-from fleetctl.host import rotation
+from fleetctl.host import logfiles, rotation
 from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.models import Agent, LogSpec, ProcessRef, Usage
 
@@ -101,8 +101,8 @@ class Rounds:
         return waits
 
     def _enforce(self, specs: Mapping[str, LogSpec], alive: set[str]) -> None:
-        for name, spec in specs.items():
-            self._rotator.enforce_total(name, spec, alive)
+        for name in logfiles.fleets(self._control.paths):  # those of fleets that are gone too, or they would stay for ever
+            self._rotator.enforce_total(name, specs.get(name, LogSpec()), alive)
 
     async def _let_go(self) -> None:
         while True:

@@ -31,7 +31,11 @@ class ExitInfo(TypedDict):
 
 
 class AgentStatus(TypedDict):
-    """One agent. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set of its whole tree; null where unknown."""
+    """One agent. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set of its whole tree; null where unknown.
+
+    `next_try_seconds`: until an agent in backoff or failed is started again; null where it is not. `replacing`: its process is to be
+    replaced by a new one.
+    """
 
     id: str
     slot: int
@@ -44,6 +48,8 @@ class AgentStatus(TypedDict):
     restarts: int
     last_exit: ExitInfo | None
     from_warm_pool: bool
+    next_try_seconds: float | None
+    replacing: bool
     note: str | None
 
 

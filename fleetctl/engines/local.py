@@ -371,6 +371,8 @@ def _offline_agent(agent: "Agent") -> "AgentStatus":
         "restarts": agent.restarts,
         "last_exit": _exit_info(agent.last_exit) if agent.last_exit else None,
         "from_warm_pool": agent.from_warm_pool,
+        "next_try_seconds": None,
+        "replacing": False,
         "note": note,
     }
 

@@ -40,20 +40,27 @@ OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, "FLEETCTL_LAUNCH", "FLEETCTL_CLA
 def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str) -> dict[str, str]:
     """The complete environment of one agent. Raises SpawnFailed for a secret or an `env_file` that cannot be read."""
     environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
-    if spec.env_file:
-        environ.update(_env_file(spec.env_file))
-    environ.update(spec.environment)
-    environ.update({name: _secret(name, reference) for name, reference in spec.secret_env.items()})
-    return environ | {
-        "STATE_DIRECTORY": state_directory,
-        STATE_DIR: state_root,
-        FLEET: agent.fleet,
-        AGENT_ID: agent.id,
-        SLOT: str(agent.slot),
-        TOKEN: agent.token,
-        SPEC_HASH: agent.spec_hash,
-        "FLEETCTL_LAUNCH": "cold",
-    }
+    return (
+        environ
+        | secrets(spec)
+        | dict(spec.environment)
+        | {
+            "STATE_DIRECTORY": state_directory,
+            STATE_DIR: state_root,
+            FLEET: agent.fleet,
+            AGENT_ID: agent.id,
+            SLOT: str(agent.slot),
+            TOKEN: agent.token,
+            SPEC_HASH: agent.spec_hash,
+            "FLEETCTL_LAUNCH": "cold",
+        }
+    )
+
+
+def secrets(spec: FleetSpec) -> dict[str, str]:
+    """What the spec takes by reference, read now. Raises SpawnFailed for what cannot be read."""
+    named = {name: _secret(name, reference) for name, reference in spec.secret_env.items()}
+    return {**(_env_file(spec.env_file) if spec.env_file else {}), **named}
 
 
 def _env_file(path: str) -> Mapping[str, str]:
@@ -82,7 +89,8 @@ def _secret(name: str, reference: str) -> str:
     if kind == "env":
         if place not in os.environ:
             raise SpawnFailed(
-                f"secret_env {name}: {place} is not in the daemon's environment", hint="start the daemon with it, or use file:PATH"
+                f"secret_env {name}: {place} is not in the daemon's environment",
+                hint=f"start the daemon with it: `fleetctl daemon stop --keep`, then `{place}=... fleetctl daemon start`; or refer to a file: file:PATH",
             )
         return os.environ[place]
     try:

@@ -131,6 +131,14 @@ def scan(folder: str) -> list[File]:
     return files
 
 
+def fleets(paths: Paths) -> list[str]:
+    """Names of the fleets with output here, also of those that no longer exist."""
+    try:
+        return sorted(entry.name for entry in os.scandir(paths.logs) if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
 def agents(paths: Paths, fleet: str) -> list[str]:
     """Ids of the agents with output here, also of those that no longer exist."""
     folder = os.path.dirname(log_path(paths, fleet, "any"))

@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from fleetctl.errors import SpawnFailed, StateDirectoryError
+from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
 from fleetctl.host import environment, logs, pidfd, procfs
 from fleetctl.host.paths import Paths
 from fleetctl.models import Agent, Exit, FleetSpec, Found, Identity, ProcessRef
@@ -102,6 +102,13 @@ class LocalLifecycleManager:
         process = ProcessRef(pid=child.pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
         self._spawned.add(process)
         return process
+
+    def check(self, spec: FleetSpec) -> None:
+        """Raise ConfigError where a secret or the `env_file` of the spec cannot be read, as an agent's start would find out."""
+        try:
+            environment.secrets(spec)
+        except SpawnFailed as error:
+            raise ConfigError(error.message, hint=error.hint) from error
 
     def watch(self, process: ProcessRef, on_exit: Callable[[Exit], None]) -> None:
         if process in self._pidfds:

@@ -30,6 +30,8 @@ def an_agent(number: int = 0, fleet: str = "web", **changes: Any) -> Json:
         "restarts": 0,
         "last_exit": None,
         "from_warm_pool": False,
+        "next_try_seconds": None,
+        "replacing": False,
         "note": "",
         **changes,
     }

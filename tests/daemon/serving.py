@@ -33,6 +33,8 @@ def agent() -> Json:
         "restarts": 1,
         "last_exit": {"code": None, "signal": 9, "at": AT, "text": "killed by SIGKILL"},
         "from_warm_pool": False,
+        "next_try_seconds": None,
+        "replacing": False,
         "note": "",
     }
 

@@ -195,10 +195,10 @@ def test_a_process_gets_a_clean_start(world: RealWorld) -> None:
             os.close(inherited)
             os.close(_other)
         pid = leader(agent).pid
-        files = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
         log, lock = world.paths.agent_log("demo", agent.id), world.paths.agent_lock(agent.id)
-        assert {fd: files.pop(fd) for fd in (0, 1, 2)} == {0: "/dev/null", 1: log, 2: log}
-        assert list(files.values()) == [lock]
+        # It opens and closes its libraries first.
+        await wait_for(lambda: sorted(procfs.open_files(pid)) == sorted({"/dev/null", log, lock}))
+        assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)] == ["/dev/null", log, log]
         assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == limits
         found = procfs.stat(pid)
         assert found is not None
