@@ -52,11 +52,14 @@ def merged(outputs: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[tuple[str
 
 
 def logs(
-    names: Annotated[list[str] | None, typer.Argument(metavar="FLEET|AGENT...", help="Default: all agents", show_default=False)] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="FLEET|AGENT...", help="Default: all fleets", show_default=False)] = None,
+    all_: Annotated[bool, typer.Option("-a", "--all", help="Of fleets also agents that have ended")] = False,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new lines as they are written")] = False,
     number: Annotated[
         int | None,
-        typer.Option("-n", "--lines", metavar="N", help="Last N lines of each agent [default: 100; with --since all]", show_default=False),
+        typer.Option(
+            "-n", "--lines", "--tail", metavar="N", help="Last N lines of each agent [default: 100; with --since all]", show_default=False
+        ),
     ] = None,
     since: Annotated[
         str | None,
@@ -66,7 +69,8 @@ def logs(
 ) -> None:
     """Show what agents wrote to stdout and stderr; of several agents with the agent's id before each line.
 
-    A pipe gets the bytes as they were written; on a terminal control characters are left out.
+    Of a fleet these are the agents there are now; an agent that is named is shown also when it has ended. A pipe gets the bytes as
+    they were written; on a terminal control characters are left out.
 
     \b
     Examples:
@@ -81,14 +85,26 @@ def logs(
     after = None if since is None else parse_since(since, time())
     lines = 100 if number is None and since is None else number
     with LocalEngine(state_dir) as engine:
-        sources = engine.log_sources(names or [])
+        sources, left_out = engine.log_sources(names or [], ended=all_)
         show = Printer(sources, always=not names or len(names) > 1 or names[0] in {fleet for fleet, _ in sources})
-        if not sources:
-            say("nothing was written yet")
+        hint = _left_out(names or [], left_out) if left_out and not sources else _silence(since)
         if follow:
-            _follow(engine, names or [], sources, show, lines, after)
+            _follow(engine, names or [], sources, show, lines, after, ended=all_, hint=hint)
         else:
             show.all(merged((agent_id, engine.tail(fleet, agent_id, lines, after)) for fleet, agent_id in sources))
+            if lines != 0 and not show.count:
+                say(hint)
+
+
+def _left_out(names: Sequence[str], number: int) -> str:
+    whose = "1 agent that has ended" if number == 1 else f"{number} agents that have ended"
+    return f"no agents now; there are logs of {whose}: `{' '.join(['fleetctl logs -a', *names])}`"
+
+
+def _silence(since: str | None) -> str:
+    if since is not None:
+        return f"nothing was written since {since}"
+    return 'nothing was written yet; many programs hold output back: try `python3 -u`, or PYTHONUNBUFFERED = "1" in environment'
 
 
 class Printer:
@@ -98,11 +114,13 @@ class Printer:
         self.prefixed = always or len(sources) > 1
         self.wide = max((len(agent_id) for _, agent_id in sources), default=0)
         self.safe = sys.stdout.isatty()
+        self.count = 0
 
     def all(self, lines: Iterable[tuple[str, bytes]]) -> None:
         block: list[bytes] = []
         for agent_id, line in lines:
             block.append(self._line(agent_id, line))
+            self.count += 1
             if len(block) == 256:
                 emit_bytes(b"".join(block))
                 block.clear()
@@ -117,13 +135,23 @@ class Printer:
 
 
 def _follow(
-    engine: LocalEngine, names: Sequence[str], sources: Sequence[Source], show: Printer, lines: int | None, since: float | None
+    engine: LocalEngine,
+    names: Sequence[str],
+    sources: Sequence[Source],
+    show: Printer,
+    lines: int | None,
+    since: float | None,
+    *,
+    ended: bool,
+    hint: str,
 ) -> None:
     """Until interrupted. Agents that begin to write meanwhile are followed from their first line on."""
     from time import monotonic, sleep
 
     followers = {source: engine.follower(*source, lines, since) for source in sources}
     show.all(merged((agent_id, follower.read()) for (_, agent_id), follower in followers.items()))
+    if lines != 0 and not show.count:
+        say(hint)
     rescan = monotonic() + RESCAN_SECONDS
     try:
         while True:
@@ -131,7 +159,7 @@ def _follow(
             show.all(found)
             if monotonic() >= rescan:
                 rescan = monotonic() + RESCAN_SECONDS
-                for source in engine.log_sources(names):
+                for source in engine.log_sources(names, ended=ended)[0]:
                     if source not in followers:
                         followers[source] = engine.follower(*source, None, None)
                         show.wide = max(show.wide, len(source[1]))

@@ -235,26 +235,38 @@ class LocalEngine:
 
         return last_lines(self.paths, fleet, agent_id)
 
-    def log_sources(self, names: "Sequence[str]") -> list[tuple[str, str]]:
-        """(fleet, agent id) of the logs that are meant by these names of fleets or agents; all where none is given.
+    def log_sources(self, names: "Sequence[str]", *, ended: bool = False) -> "tuple[list[tuple[str, str]], int]":
+        """(fleet, agent id) of the logs that are meant by these names of fleets or agents, all fleets where none is given.
 
-        Of a fleet these are the agents there are now, or where it has none those it had. NotFound for a name with no log.
+        Of a fleet these are the agents there are now, with `ended` also those there were; the number counts what was left out. An
+        agent that is named is always meant. NotFound for a name with no log.
         """
         from fleetctl.host import logfiles
 
         fleets = {fleet: logfiles.agents(self.paths, fleet) for fleet in _names(self.paths.logs)}
-        current = set(self.known_names()[1])
+        current = self._recorded_agents()
         sources: list[tuple[str, str]] = []
+        left_out = 0
         for name in names or fleets:
             owner = next((fleet for fleet, agents in fleets.items() if name in agents), None)
             if name in fleets:
-                now = [agent for agent in fleets[name] if agent in current]
-                sources += [(name, agent) for agent in now or fleets[name]]
+                chosen = [agent for agent in fleets[name] if ended or agent in current]
+                sources += [(name, agent) for agent in chosen]
+                left_out += len(fleets[name]) - len(chosen)
             elif owner:
                 sources.append((owner, name))
             elif name not in self.known_names()[0] and name not in current:
                 raise NotFound(f"no such fleet or agent: {name}")
-        return list(dict.fromkeys(sources))
+        return list(dict.fromkeys(sources)), left_out
+
+    def _recorded_agents(self) -> set[str]:
+        """Ids of the agents there are, by the records, which a dead daemon leaves too; where they cannot be read by the lock files."""
+        from fleetctl.host.state import read_agents
+
+        try:
+            return {agent.id for agent in read_agents(self.paths)}
+        except StateDirectoryError:
+            return set(self.known_names()[1])
 
     def known_names(self) -> tuple[list[str], list[str]]:
         """Names of fleets and ids of agents, for completion: from the folders alone, so that it is quick and never fails."""

@@ -10,6 +10,7 @@ from fleetctl.host import logfiles, logindex
 from fleetctl.host.logfiles import Part
 from fleetctl.host.paths import Paths
 
+TIMESTAMP_SECONDS = 0.05  # the kernel takes a file's times from a clock that ticks this seldom, at most
 _ESCAPES = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
 _CONTROLS = r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]"
 
@@ -146,6 +147,16 @@ class _View:
             left -= count
         return self.begin
 
+    def settled_before(self, at: float, end: int) -> int:
+        """Up to where everything was surely written before this Unix time, by the times of the files; `end`: looked up before this."""
+        settled = self.begin
+        for part in self.parts:
+            if _modified_at(part.path) + TIMESTAMP_SECONDS < at:
+                settled = max(settled, part.position_end)
+        if self.live is not None and os.fstat(self.live).st_mtime + TIMESTAMP_SECONDS < at:
+            settled = max(settled, end)
+        return settled
+
     def line_start(self, position: int) -> int:
         """Where the line begins that this position is in."""
         if position <= self.begin:
@@ -186,8 +197,18 @@ def _inode(path: str) -> int:
         return 0
 
 
+def _modified_at(path: str) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0  # removed: there is nothing left in it
+
+
 def _beginning(view: _View, path: str, end: int, lines: int | None, since: float | None) -> int:
-    begin = view.begin if since is None else view.line_start(logindex.position_at(path, since))
+    begin = view.begin
+    if since is not None:
+        # The index may be missing, or lack the last lines. Nothing in a file is younger than the file, whatever the index tells.
+        begin = max(view.line_start(logindex.position_at(path, since)), view.settled_before(since, end))
     return begin if lines is None else max(begin, view.last(lines, end))
 
 

@@ -245,7 +245,7 @@ def test_logs_follow_agents_that_come_later(state_dir: Path) -> None:
     folder = state_dir / "logs" / "web"
     folder.mkdir(parents=True)
     (folder / "web-00000.log").write_bytes(b"2026-01-01T00:00:00Z old\n")
-    follower = subprocess.Popen([*PROGRAM, "logs", "-f", "web"], stdout=subprocess.PIPE, env=environment())
+    follower = subprocess.Popen([*PROGRAM, "logs", "-af", "web"], stdout=subprocess.PIPE, env=environment())
     assert follower.stdout
     assert follower.stdout.readline() == b"web-00000 | 2026-01-01T00:00:00Z old\n"
     (folder / "web-00001.log").write_bytes(b"new\n")
@@ -262,7 +262,27 @@ def test_logs_show_the_last_lines_or_those_since(state_dir: Path) -> None:
     assert call("logs", "web-00000", "-n", "2").stdout == "198\n199\n"
     assert len(call("logs", "web-00000").stdout.splitlines()) == 100
     assert len(call("logs", "web-00000", "--since", "1h").stdout.splitlines()) == 200
-    assert call("logs", "web", "-n", "1").stdout == "web-00000 | 199\n"
+    assert call("logs", "web", "--tail", "1", "--all").stdout == "web-00000 | 199\n"
+
+
+def test_logs_of_a_fleet_are_those_of_the_agents_there_are_now(state_dir: Path) -> None:
+    call("up", "--name", "web", "--", "sh", "-c", "echo hello; exec sleep 1000")
+    (first,) = pids()
+    assert call("logs", "web").stdout == f"{first} | hello\n"
+    call("down")
+    for command in (["logs"], ["logs", "web"]):
+        old = call(*command)
+        assert (old.returncode, old.stdout) == (0, "")
+        assert f"1 agent that has ended: `fleetctl logs -a{' web' if command[1:] else ''}`" in old.stderr
+    assert call("logs", first).stdout == "hello\n"
+    assert call("up", "--name", "web", "--", "sleep", "1000").returncode == 0
+    (second,) = pids()
+    silent = call("logs")
+    assert (silent.stdout, "nothing was written yet" in silent.stderr, "python3 -u" in silent.stderr) == ("", True, True)
+    assert call("logs", "-a", "web").stdout == f"{first} | hello\n"
+    kill_daemon(state_dir)
+    assert call("logs", "web").stdout == ""
+    assert call("logs", second).stdout == ""
 
 
 def test_doctor_finds_a_stale_socket_open_modes_and_a_hung_daemon(state_dir: Path) -> None:

@@ -317,6 +317,25 @@ def test_since_begins_at_the_line_that_was_last_then(paths: Paths, monkeypatch: 
     assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=0)) == lines
 
 
+def test_since_knows_by_the_times_of_the_files_what_the_index_does_not_tell(paths: Paths) -> None:
+    before, now = numbered(0, 10), time.time()
+    write(paths, before)
+    os.utime(live(paths), (now - 100, now - 100))
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=now - 50)) == []  # no index, and nothing written since
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=now - 150)) == before.splitlines()
+    follower = logread.Follower(paths, FLEET, AGENT, None, now - 50)
+    assert follower.read() == []
+    logindex.note(os.fspath(live(paths)), now - 200, 0)  # the last point lies before the last lines
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=now - 50)) == []
+    whole = logfiles.new_part(os.fspath(live(paths)), 0, 0, len(before), whole=True)
+    os.rename(live(paths), whole.path)  # as when the next instance starts
+    write(paths, b"new\n")
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=now - 50)) == [b"new"]
+    assert list(logread.tail(paths, FLEET, AGENT, lines=None, since=now - 150)) == [*before.splitlines(), b"new"]
+    assert follower.read() == [b"new"]
+    follower.close()
+
+
 def test_the_time_index_is_bounded_and_keeps_recent_times_exact(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     rotator, at = rotation.Rotator(paths), 1_000_000.0
     monkeypatch.setattr(time, "monotonic", lambda: at)
