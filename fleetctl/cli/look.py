@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fleetctl.cli.options import Json, StateDir
-from fleetctl.cli.terminal import emit, emit_json, emit_lines, live, say, width
+from fleetctl.cli.terminal import emit, emit_json, emit_lines, height, live, say, width
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable, NotFound
 
@@ -43,7 +43,8 @@ def status(
         else:
             from fleetctl.cli.render import status_lines
 
-            emit_lines(status_lines(found, width()))
+            emit_lines(status_lines(found, width(), height()))
+            _say_failures(found)
     if check and not as_desired(found):
         raise typer.Exit(EXIT_NOT_DESIRED)
 
@@ -60,6 +61,13 @@ def read_status(engine: LocalEngine, fleet: str | None = None) -> "Status":
         if not found["fleets"]:
             raise NotFound(f"no such fleet: {fleet}")
     return found
+
+
+def _say_failures(status: "Status") -> None:
+    from fleetctl.cli.render import failure_words
+
+    if words := failure_words(status["fleets"]):
+        say(words)
 
 
 def as_desired(status: "Status") -> bool:
@@ -98,6 +106,7 @@ def ps(
         from fleetctl.cli.render import ps_lines
 
         emit_lines(ps_lines(agents, width()))
+        _say_failures(found)
     hidden = sum(len(fleet["agents"]) for fleet in found["fleets"]) - len(agents)
     if hidden and not (quiet or json):
         say(f"{hidden} more ended; `fleetctl ps -a` shows them")

@@ -131,6 +131,7 @@ class Column(NamedTuple):
     least: int = 0
     shrink: bool = False
     style: Callable[[Any], str] | None = None
+    reword: Callable[[str], str] | None = None  # of what does not fit, before it is cut
 
 
 def table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> list[Line]:
@@ -149,6 +150,8 @@ def table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> 
             ["bold", *(column.style(row) if column.style else "" for row in rows)],
             strict=True,
         ):
+            if column.reword and cell_width(text) > widths[index]:
+                text = column.reword(text)
             text = cut(text, widths[index])
             space = " " * (widths[index] - cell_width(text))
             before, after = (space, "") if column.right else ("", "" if last else space)
@@ -179,6 +182,31 @@ def state_text(agent: Object) -> str:
     return f"{agent['state']}, not ready" if agent["state"] == "running" and not agent["ready"] else str(agent["state"])
 
 
+def failure_hint(fleet: str, agent: Object) -> str:
+    """What to do about an agent that failed."""
+    exit_ = agent["last_exit"] or {}
+    done = exit_.get("code") == 0 and exit_.get("signal") is None
+    policy = '; if it is meant to end, set restart.policy = "on-failure" or "never"' if done else ""
+    return f"`fleetctl logs {clean(agent['id'])}` shows its output, `fleetctl restart {clean(fleet)}` tries again at once{policy}"
+
+
+def failure_words(fleets: Sequence[Object]) -> str:
+    """How many agents have failed, and what to do about the first; empty where none has."""
+    failed = [
+        (fleet["name"], agent) for fleet in fleets for agent in fleet["agents"] if agent["state"] == "failed" and not agent.get("replacing")
+    ]
+    return f"{count(len(failed), 'agent')} failed; {failure_hint(*failed[0])}" if failed else ""
+
+
+def telling_first(note: str) -> str:
+    """The daemon's note in another order for where it has to be cut: what the agent said, how it ended, the rest."""
+    rest, _, output = note.partition("last output: ")
+    parts = [part for part in rest.split("; ") if part]
+    how = [found[2] for part in parts if (found := re.fullmatch(r"(.*), last: (.*)", part))]
+    parts = sorted((re.sub(", last: .*", "", part) for part in parts), key=lambda part: part.startswith("next try"))
+    return "; ".join([*([f'"{output}"'] if output else []), *how, *parts])
+
+
 def state_style(agent: Object) -> str:
     return "cyan" if agent["state"] == "running" and not agent["ready"] else _STATE_STYLE.get(str(agent["state"]), "")
 
@@ -197,7 +225,7 @@ _NUMBERS = (
     Column("UPTIME", lambda agent: duration(agent["uptime_seconds"]), right=True, drop=2, least=6),
     Column("RESTARTS", lambda agent: agent["restarts"], right=True, drop=7),
     Column("LAST EXIT", lambda agent: last_exit(agent["last_exit"]), drop=8, shrink=True),
-    Column("NOTE", lambda agent: agent["note"], drop=1, least=12, shrink=True),
+    Column("NOTE", lambda agent: agent["note"], drop=1, least=12, shrink=True, reword=telling_first),
 )
 STATUS_COLUMNS = (_AGENT, _STATE, *_NUMBERS)
 PS_COLUMNS = (_AGENT, _FLEET, _STATE, *_NUMBERS)
@@ -237,16 +265,65 @@ def fleet_lines(fleet: Object, width: int | None) -> list[Line]:
 
 
 def status_lines(status: Object, width: int | None, height: int | None = None) -> list[Line]:
-    """All fleets, one below the other; with a height, cut off there with a word on what is missing."""
+    """All fleets, one below the other; with a height, no more than that: every fleet's heading, and agents that are not ready first."""
     lines: list[Line] = []
     for fleet in status["fleets"]:
         lines += [[("", "")]] if lines else []
         lines += fleet_lines(fleet, width)
-    lines = lines or [[("no fleets; `fleetctl up` starts one", "dim")]]
     if height is not None and len(lines) > height:
-        hidden = len(lines) - height + 1
-        lines = [*lines[: height - 1], [(cut(f"... {count(hidden, 'more line')}; `fleetctl ps` shows all", width or 200), "dim")]]
+        return _fitted(status["fleets"], width, height)
+    return lines or [[("no fleets; `fleetctl up` starts one", "dim")]]
+
+
+_MOST_URGENT = ("failed", "backoff", "starting", "draining", "running", "suspended", "terminated")
+
+
+def _urgency(agent: Object) -> int:
+    state = "starting" if agent["state"] == "running" and not agent["ready"] else agent["state"]
+    return _MOST_URGENT.index(state) if state in _MOST_URGENT else 0
+
+
+def _fitted(fleets: Sequence[Object], width: int | None, height: int) -> list[Line]:
+    """What of the fleets fits into so many lines."""
+    heads = [fleet_lines({**fleet, "agents": ()}, width)[:-1] for fleet in fleets]
+    gaps = len(fleets) - 1
+    if sum(map(len, heads)) + gaps > height:
+        heads, gaps = [head[:1] for head in heads], 0  # without their notes
+    if len(heads) > height:
+        shown = max(0, height - 1)
+        return [line for head in heads[:shown] for line in head] + [_more(len(heads) - shown, "fleet", "status", width)]
+    agents = [sorted(fleet["agents"], key=_urgency) for fleet in fleets]
+    rows = _shares(agents, height - sum(map(len, heads)) - gaps)
+    spare = height - sum(map(len, heads)) - gaps - sum(map(_table_height, agents, rows))
+    lines: list[Line] = []
+    for head, every, number in zip(heads, agents, rows, strict=True):
+        lines += [[("", "")]] if lines and gaps else []
+        lines += head + (table(STATUS_COLUMNS, every, width)[: number + 1] if number else [])
+        if number or (every and spare > 0):
+            spare -= not number
+            lines += [_more(len(every) - number, "agent", "ps", width)] if number < len(every) else []
     return lines
+
+
+def _shares(agents: Sequence[Sequence[Object]], room: int) -> list[int]:
+    """How many agents of each fleet to show: the most urgent ones wherever they are, then from each fleet the same number."""
+    rows = [0] * len(agents)
+
+    def fits(index: int) -> bool:
+        return sum(map(_table_height, agents, [*rows[:index], rows[index] + 1, *rows[index + 1 :]])) <= room
+
+    while fitting := [index for index, every in enumerate(agents) if rows[index] < len(every) and fits(index)]:
+        rows[min(fitting, key=lambda index: (_urgency(agents[index][rows[index]]), rows[index]))] += 1
+    return rows
+
+
+def _table_height(agents: Sequence[Object], rows: int) -> int:
+    """Lines for so many of these agents: with a header, and a word on the others."""
+    return rows and rows + 1 + (rows < len(agents))
+
+
+def _more(number: int, noun: str, command: str, width: int | None) -> Line:
+    return [(cut(f"... {count(number, f'more {noun}')}; `fleetctl {command}` shows all", width or 200), "dim")]
 
 
 def ps_lines(agents: Sequence[Object], width: int | None) -> list[Line]:

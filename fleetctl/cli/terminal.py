@@ -95,6 +95,14 @@ def width() -> int | None:
         return None
 
 
+def height() -> int | None:
+    """Lines that are seen at once, less one for the prompt; None in a pipe."""
+    try:
+        return max(0, os.get_terminal_size(sys.stdout.fileno()).lines - 1) or None
+    except (OSError, ValueError):
+        return None
+
+
 class Progress:
     """One line on stderr that is written over while something is waited for; nothing at all in a pipe."""
 

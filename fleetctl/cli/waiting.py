@@ -195,8 +195,10 @@ def wait_until_settled(
 
 def explain_failures(engine: "LocalEngine", fleet: str, agents: "Sequence[AgentStatus]") -> FleetctlError:
     """An error that names the failed agents, says why, and shows the last lines that the first one wrote."""
+    from fleetctl.cli.render import failure_hint
+
     first = agents[0]["id"]
     lines = [f"{agent['id']} failed: {agent['note'] or (agent['last_exit'] or {'text': 'no reason is known'})['text']}" for agent in agents]
     if output := engine.last_output(fleet, first):
         lines += [f"last lines of {first}:", *(f"  {line}" for line in output)]
-    return FleetctlError("\n".join(lines), hint=f"`fleetctl logs {first}` shows all of it, `fleetctl inspect {first}` how it is run")
+    return FleetctlError("\n".join(lines), hint=failure_hint(fleet, agents[0]))

@@ -1,12 +1,16 @@
 """Rendering is pure: values in, lines out. Tables of cases, and what must hold at any width."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from fleetctl.cli import render
+from fleetctl.cli.live import frame
 from tests.cli.fake_daemon import a_fleet, a_status, an_agent
+
+if TYPE_CHECKING:
+    from fleetctl.daemon.wire import Status
 
 NASTY = "\x1b]0;owned\x07\x1b[31mred\x1b[0m\r\n\t[bold]x[/bold]\x9b1m\u202eabc\x00"
 
@@ -139,11 +143,37 @@ def test_status_without_fleets_says_what_to_do() -> None:
     assert text(render.status_lines(a_status(), 80)) == ["no fleets; `fleetctl up` starts one"]
 
 
-@pytest.mark.parametrize("height", [3, 5, 20])
+@pytest.mark.parametrize("height", [4, 5, 20])
 def test_status_shows_what_fits_and_counts_the_rest(height: int) -> None:
     lines = text(render.status_lines(a_status(a_fleet(size=50)), 80, height))
     assert len(lines) == height
-    assert f"{52 - height + 1} more lines" in lines[-1]
+    assert f"{53 - height} more agents" in lines[-1]
+
+
+@pytest.mark.parametrize("height", range(1, 70))
+@pytest.mark.parametrize("notes", [[], ["a note"]])
+def test_every_fleet_is_headed_at_any_height(height: int, notes: list[str]) -> None:
+    fleets = [a_fleet("api", 60, notes=notes), a_fleet("web", 2), a_fleet("none", 0)]
+    lines = text(render.status_lines(a_status(*fleets), 80, height))
+    assert len(lines) <= height
+    headed = sum(line.startswith(f"{fleet['name']}  ") for fleet in fleets for line in lines)
+    assert headed == (3 if height >= 3 else height - 1)
+
+
+def test_agents_that_are_not_ready_are_shown_before_the_others_where_room_is_scarce() -> None:
+    states = {57: "failed", 58: "backoff", 59: "draining"}
+    agents = [an_agent(number, "api", state=states.get(number, "running"), ready=number not in states) for number in range(60)]
+    fleets = [a_fleet("api", 60, agents=agents, ready_replicas=57), a_fleet("web", 2)]
+    lines = text(frame(cast("Status", a_status(*fleets)), 100, 30))
+    assert len(lines) <= 30
+    assert lines[0].startswith("api  57 of 60 ready")
+    assert [line.split()[1] for line in lines[2:6]] == ["failed", "backoff", "draining", "running"]
+    assert any(line.startswith("web  2 of 2 ready") for line in lines)
+    assert {"web-00000", "web-00001"} <= {line.split()[0] for line in lines if line}
+    (more,) = [line for line in lines if line.startswith("... ")]
+    shown = sum(line.startswith("api-") for line in lines)
+    assert f"{60 - shown} more agents" in more
+    assert shown >= 15
 
 
 def test_history_shows_the_change_and_the_reason() -> None:
@@ -166,3 +196,35 @@ def test_event_is_one_line() -> None:
 
 def test_settings_are_told_by_their_key_path() -> None:
     assert render.flatten({"a": 1, "b": {"c": {"d": [1]}}, "e": {}}) == [("a", 1), ("b.c.d", [1]), ("e", None)]
+
+
+CRASH_LOOP = "crash loop: 6 exits in 8 s, last: exit 3; next try in 300 s"
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        ("", ""),
+        ("restarting in 4 s", "restarting in 4 s"),
+        (CRASH_LOOP, "exit 3; crash loop: 6 exits in 8 s; next try in 300 s"),
+        (f"{CRASH_LOOP}; last output: no; such key", '"no; such key"; exit 3; crash loop: 6 exits in 8 s; next try in 300 s'),
+        ("next try in 9 s; exit 78; last output: bad key", '"bad key"; exit 78; next try in 9 s'),
+    ],
+)
+def test_a_note_that_is_cut_begins_with_the_most_telling_part(note: str, words: str) -> None:
+    assert render.telling_first(note) == words
+
+
+def test_a_note_that_fits_is_left_as_it_is() -> None:
+    agent = {**an_agent(0, state="failed", note=f"{CRASH_LOOP}; last output: bad key"), "fleet": "web"}
+    assert text(render.ps_lines([agent], None))[1].endswith(agent["note"])
+    assert '"bad key"; exit 3' in text(render.ps_lines([agent], 100))[1]
+
+
+def test_what_to_do_about_failed_agents() -> None:
+    failed: dict[str, Any] = {"state": "failed", "ready": False}
+    assert render.failure_words([a_fleet()]) == ""
+    words = render.failure_words([a_fleet(agents=[an_agent(0), an_agent(1, **failed), an_agent(2, **failed)])])
+    assert words == "2 agents failed; `fleetctl logs web-00001` shows its output, `fleetctl restart web` tries again at once"
+    done = an_agent(0, **failed, last_exit={"code": 0, "signal": None, "text": "exit 0"})
+    assert "restart.policy" in render.failure_words([a_fleet(agents=[done])])

@@ -100,7 +100,7 @@ def test_status_is_live_and_follows_changes_until_ctrl_c(daemon: FakeDaemon) -> 
 def test_live_status_stays_inside_the_terminal(daemon: FakeDaemon) -> None:
     daemon.fleets["web"] = a_fleet(size=100)
     with on_terminal("status", columns=70, lines=12) as terminal:
-        terminal.wait_for("more lines; `fleetctl ps` shows all")
+        terminal.wait_for("more agents; `fleetctl ps` shows all")
         terminal.wait_for("Ctrl-C ends this view")
         rows = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", terminal.shown).split("\r\n")
         assert max(map(len, rows)) <= 70
