@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import DryRun, Json, NoWait, StateDir, Timeout, positive_seconds
+from fleetctl.cli.options import DryRun, Json, NoWait, StateDir, Timeout, check_fleets, positive_seconds
 from fleetctl.cli.outcome import Outcome
 from fleetctl.cli.terminal import say
 from fleetctl.engines.local import LocalEngine
@@ -28,13 +28,22 @@ def parse_wishes(words: Sequence[str]) -> list[Wish]:
         if not found:
             if word.startswith("-"):
                 raise UsageError(f"no such option: {word}", hint="`fleetctl scale --help` lists the options")
-            raise UsageError(f"{word!r} is no number of agents", hint="write N, +N, -N or FLEET=N, such as `fleetctl scale web=10`")
+            raise UsageError(f"{word!r} is no number of agents", hint=_how_to_write(words))
         fleet, sign, number = found.groups()
         wishes.append((fleet, "delta", int(sign + number)) if sign else (fleet, "replicas", int(number)))
     named = [fleet for fleet, _, _ in wishes]
     if len(set(named)) < len(named) or (None in named and len(named) > 1):
         raise UsageError("each fleet can be scaled once at a time", hint="name each, such as `fleetctl scale web=10 worker=+2`")
     return wishes
+
+
+def _how_to_write(words: Sequence[str]) -> str:
+    """`scale web 2` is what many type first."""
+    names = [word for word in words if not _WISH.fullmatch(word)]
+    numbers = [word for word in words if _WISH.fullmatch(word) and "=" not in word]
+    if len(words) == 2 and len(names) == len(numbers) == 1 and names[0].replace("-", "").isalnum():
+        return f"`fleetctl scale {names[0]}={numbers[0]}`"
+    return "write N, +N, -N or FLEET=N, such as `fleetctl scale web=10`"
 
 
 def only_fleet(names: Sequence[str], example: str) -> str:
@@ -67,7 +76,8 @@ def scale(
     parsed, limit = parse_wishes(wishes), positive_seconds(timeout)
     with LocalEngine(state_dir) as engine:
         outcome = Outcome(json=json, dry_run=dry_run)
-        names = engine.client.daemon()["fleets"] if any(fleet is None for fleet, _, _ in parsed) else []
+        names = engine.client.daemon()["fleets"]
+        check_fleets((fleet for fleet, _, _ in parsed if fleet is not None), names)
         for fleet, kind, number in parsed:
             name = fleet or only_fleet(names, f"fleetctl scale %s={number:+d}" if kind == "delta" else f"fleetctl scale %s={number}")
             replicas, delta = (number, None) if kind == "replicas" else (None, number)
@@ -102,7 +112,7 @@ def down(
     limit = positive_seconds(timeout)
     with LocalEngine(state_dir) as engine:
         outcome = Outcome(json=json, dry_run=dry_run)
-        before, started = _take_hold(engine, dry_run=dry_run)
+        before, started = _take_hold(engine, fleets or [], dry_run=dry_run)
         chosen = list(dict.fromkeys(fleets)) if fleets else [fleet["name"] for fleet in before["fleets"]]
         words = ""
         try:
@@ -120,20 +130,24 @@ def down(
         if orphans:
             words += _end_orphans(engine, outcome, now=now)
         if not (chosen or orphans or json):
-            say("nothing to take down")
+            say("nothing to take down: there are no fleets")
         outcome.finish(words)
 
 
-def _take_hold(engine: LocalEngine, *, dry_run: bool) -> "tuple[Status, bool]":
-    """The status before anything is taken down, and whether a daemon had to be started to take the agents back."""
+def _take_hold(engine: LocalEngine, names: Sequence[str], *, dry_run: bool) -> "tuple[Status, bool]":
+    """The status before anything is taken down, and whether a daemon had to be started to take the agents back.
+
+    NotFound, with nothing done, where one of the names is no fleet's.
+    """
     from fleetctl.errors import DaemonUnreachable
 
     try:
-        return engine.client.status(), False
+        found = engine.client.status()
     except DaemonUnreachable:
-        recorded = engine.offline_status()
-    if dry_run or not recorded["fleets"]:
-        return recorded, False
+        found = engine.offline_status()
+    check_fleets(names, [fleet["name"] for fleet in found["fleets"]])
+    if found["daemon"]["alive"] or dry_run or not found["fleets"]:
+        return found, False
     pid = engine.ensure_daemon(hold=True)
     if pid is not None:
         say(f"no daemon ran; started one (pid {pid}) to take the agents back")

@@ -1,8 +1,11 @@
 """The options that several commands share, each defined once."""
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
+
+from fleetctl.errors import NotFound
 
 
 def _from_either_place(ctx: typer.Context, value: str | None) -> str | None:
@@ -16,6 +19,13 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of w
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once, without waiting for the effect")]
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up waiting after this long (exit status 124)")]
+
+
+def check_fleets(names: Iterable[str], there: Sequence[str]) -> None:
+    """NotFound, with all unknown names, before anything is done for the others."""
+    if unknown := [name for name in dict.fromkeys(names) if name not in there]:
+        hint = f"fleets here: {', '.join(there)}" if there else "there are no fleets; `fleetctl up` starts one"
+        raise NotFound(f"no such fleet{'s' * (len(unknown) > 1)}: {', '.join(unknown)}", hint=hint)
 
 
 def positive_seconds(value: float | None) -> float | None:

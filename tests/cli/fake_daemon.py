@@ -66,6 +66,7 @@ class FakeDaemon:
         self.events: list[Json] = []
         self.obedient = True
         self.failing = False  # new agents fail instead of becoming ready
+        self.refusing: set[str] = set()  # fleets that cannot be changed
         self.changed = threading.Condition()
 
     def answer(self, method: str, path: str, query: Json, body: Json) -> Json:
@@ -128,6 +129,8 @@ class FakeDaemon:
         raise NotFound(f"no agent {agent_id}")
 
     def _change(self, name: str, wanted: int, body: Json) -> Json:
+        if name in self.refusing:
+            raise FleetctlError(f"{name} cannot be changed")
         fleet, before = self.fleets[name], self.fleets[name]["desired_replicas"]
         with self.changed:
             if not body["dry_run"]:

@@ -80,6 +80,8 @@ def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
         (["scale"], 2, "Missing argument"),
         (["scale", "--dryrun", "3"], 2, "no such option: --dryrun"),
         (["scale", "web"], 2, "no number of agents"),
+        (["scale", "web", "2"], 2, "`fleetctl scale web=2`"),
+        (["scale", "+2", "web"], 2, "`fleetctl scale web=+2`"),
         (["scale", "3"], 4, "fleetctl daemon start"),
         (["inspect", "web"], 4, "does not run"),
         (["wait", "web", "--for", "nothing"], 2, "--for ready"),
@@ -144,12 +146,22 @@ def test_scale_as_json_is_one_object(daemon: FakeDaemon, fleetctl: Fleetctl) -> 
     assert told["failed"] == []
 
 
+@pytest.mark.parametrize("command", [["scale", "web=3", "ghost=1", "spook=2"], ["down", "web", "ghost", "spook"]])
+def test_names_are_checked_before_anything_is_done(command: list[str], daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets |= {"api": a_fleet("api"), "web": a_fleet()}
+    result = fleetctl(*command)
+    assert (result.status, result.out) == (5, "")
+    assert result.err == "error: no such fleets: ghost, spook\nhint: fleets here: api, web\n"
+    assert daemon.fleets == {"api": a_fleet("api"), "web": a_fleet()}
+
+
 def test_one_fleet_that_fails_does_not_keep_the_others_from_their_change(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
-    daemon.fleets["web"] = a_fleet()
-    result = fleetctl("scale", "ghost=1", "web=3", "--json")
-    assert result.status == 5
+    daemon.fleets |= {"api": a_fleet("api"), "web": a_fleet()}
+    daemon.refusing.add("api")
+    result = fleetctl("scale", "api=1", "web=3", "--json")
+    assert result.status == 1
     told = json.loads(result.out)
-    assert [(one["fleet"], one["exit_status"]) for one in told["failed"]] == [("ghost", 5)]
+    assert [(one["fleet"], one["exit_status"]) for one in told["failed"]] == [("api", 1)]
     assert told["fleets"][0]["ready_replicas"] == 3
 
 
@@ -213,7 +225,7 @@ def test_down_without_a_name_takes_all_down_and_says_so(daemon: FakeDaemon, flee
     assert (result.status, result.out) == (0, "api is down, 1 agent ended\nweb is down, 2 agents ended\n")
     assert daemon.fleets == {}
     again = fleetctl("down")
-    assert (again.status, again.err) == (0, "nothing to take down\n")
+    assert (again.status, again.err) == (0, "nothing to take down: there are no fleets\n")
 
 
 def test_down_of_an_unknown_fleet_is_status_5(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
