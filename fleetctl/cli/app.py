@@ -108,9 +108,10 @@ def root(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit status, having said on stderr what went wrong."""
-    as_json = _wants_json(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = _wants_json(words)
     try:
-        status = get_command(app).main(args=arguments, prog_name="fleetctl", standalone_mode=False)
+        status = get_command(app).main(args=words, prog_name="fleetctl", standalone_mode=False, obj=words)
         sys.stdout.flush()
     except (ReaderGone, BrokenPipeError):
         _forget_stdout()

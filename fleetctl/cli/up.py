@@ -13,6 +13,8 @@ from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import ConfigError, DaemonUnreachable, NotFound, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fleetctl.config import Loaded
     from fleetctl.daemon.wire import Change
 
@@ -20,9 +22,14 @@ UP_SECONDS = 60.0
 
 
 def up(
+    ctx: typer.Context,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- CMD...]", help="Program and arguments of an agent; default: what fleet.toml says", show_default=False),
+        typer.Argument(
+            metavar="[FLEET...|-- CMD...]",
+            help="Fleets of fleet.toml, default: all of them; or program and arguments of an agent",
+            show_default=False,
+        ),
     ] = None,
     replicas: Annotated[
         int | None, typer.Option("-n", "--replicas", metavar="N", help="Agents to keep running", show_default=False)
@@ -47,12 +54,14 @@ def up(
     \b
     Examples:
       fleetctl up --replicas 5
-      fleetctl up -n 3 --name web -- python3 -m http.server 0
+      fleetctl up -n 3 --name web -- python3 -u -m http.server 0
+      fleetctl up api worker
       fleetctl up --file deploy/fleet.toml --dry-run
     """
     limit = positive_seconds(timeout)
     overrides = {"replicas": replicas, "name": name, "min_replicas": least, "max_replicas": most}
-    loaded = _load(command or [], file, {key: value for key, value in overrides.items() if value is not None})
+    given = {key: value for key, value in overrides.items() if value is not None}
+    loaded, in_file = _load(command or [], file, given, dashes="--" in ctx.find_root().obj)
     with LocalEngine(state_dir) as engine:
         outcome = Outcome(json=json, dry_run=dry_run)
         try:
@@ -68,25 +77,65 @@ def up(
             raise
         if words and not json:
             _show(outcome)
+        if in_file and outcome.changes:
+            _tell_others(engine, in_file)
         outcome.finish()
 
 
-def _load(command: Sequence[str], file: str | None, overrides: Mapping[str, object]) -> "list[Loaded]":
-    """The fleets that are meant, checked as far as that goes without starting them."""
+def _load(command: Sequence[str], file: str | None, overrides: Mapping[str, object], *, dashes: bool) -> "tuple[list[Loaded], list[str]]":
+    """The fleets that are meant, checked as far as that goes without starting them; and the names of all fleets of the file, if any."""
     from pathlib import Path
 
     from fleetctl import config
 
-    if command and file is not None:
+    if command and dashes and file is not None:
         raise UsageError("either a file or a command, not both", hint="put the command into the file, or leave --file out")
     here = Path(os.getcwd())
-    found = None if command else config.find_file(file, here)
-    if command:
+    found = None if command and dashes else config.find_file(file, here)
+    fleets = _of_file(found, command, overrides, certain=file is not None) if found else []
+    in_file = [one.spec.name for one in fleets]
+    hint = ""
+    if not command and len(fleets) > 1 and (flags := overrides.keys() - {"name"}):
+        raise UsageError(
+            f"{', '.join(sorted(flags))}: for which fleet? {found and found.name} has {', '.join(in_file)}",
+            hint=f"name it: `fleetctl up {in_file[0]} ...`",
+        )
+    if command and (file is not None or not set(command).isdisjoint(in_file)):
+        if unknown := [word for word in command if word not in in_file]:
+            raise NotFound(
+                f"{found and found.name} has no fleet {', '.join(unknown)}", hint=f"it has {', '.join(in_file)}; a command goes behind `--`"
+            )
+        loaded = [one for one in fleets if one.spec.name in command]
+    elif command:
         loaded = [config.load_command(command, here, overrides)]
+        hint = f"; {found.name} has the fleets {', '.join(in_file)}" if found and in_file else ""
+        in_file = []
     elif found:
-        loaded = config.load_file(found, overrides)
+        loaded = fleets
     else:
         loaded = [config.load_demo(overrides)]
+        say("no fleet.toml here: running the bundled demo agent")
+    _check_runnable(loaded, hint)
+    return loaded, in_file
+
+
+def _of_file(path: "Path", command: Sequence[str], overrides: Mapping[str, object], *, certain: bool) -> "list[Loaded]":
+    """The fleets of the file; none where it is wrong and the words are a command, which has no need of it."""
+    from shutil import which
+
+    from fleetctl import config
+
+    try:
+        return config.load_file(path, overrides)
+    except ConfigError:
+        if command and not certain and which(command[0]):
+            return []
+        raise
+
+
+def _check_runnable(loaded: "Sequence[Loaded]", hint: str) -> None:
+    from fleetctl import config
+
     problems = []
     for one in loaded:
         try:
@@ -96,8 +145,17 @@ def _load(command: Sequence[str], file: str | None, overrides: Mapping[str, obje
     if len(problems) > 1:
         raise ConfigError("\n".join(error.message for error in problems), hint=problems[0].hint)
     if problems:
-        raise problems[0]
-    return loaded
+        raise ConfigError(problems[0].message, hint=problems[0].hint + hint) from problems[0]
+
+
+def _tell_others(engine: LocalEngine, in_file: Sequence[str]) -> None:
+    """Name the fleets that run and are not in the file: nothing ends them because of that."""
+    try:
+        others = [name for name in engine.client.daemon()["fleets"] if name not in in_file]
+    except DaemonUnreachable:
+        return
+    if others:
+        say(f"also running: {', '.join(others)}; `fleetctl down {' '.join(others)}` ends {'it' if len(others) == 1 else 'them'}")
 
 
 def _apply(engine: LocalEngine, outcome: Outcome, loaded: "Sequence[Loaded]", *, dry_run: bool) -> None:

@@ -241,6 +241,58 @@ def test_dry_runs_change_nothing(daemon: FakeDaemon, fleetctl: Fleetctl) -> None
     assert daemon.fleets["web"] == a_fleet()
 
 
+def a_file(*names: str) -> None:
+    Path("fleet.toml").write_text("".join(f'[[fleet]]\nname = "{name}"\ncommand = ["sleep", "9"]\n' for name in names))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ([], ["api", "web", "sleep"]),
+        (["web"], ["web"]),
+        (["web", "api", "-n", "3"], ["api", "web"]),
+        (["--file", "fleet.toml", "web"], ["web"]),
+        (["sleep"], ["sleep"]),
+        (["--", "true", "api"], ["true"]),
+        (["true"], ["true"]),
+        (["--name", "other", "true", "1"], ["other"]),
+    ],
+)
+def test_up_takes_names_of_fleets_of_the_file(arguments: list[str], chosen: list[str], fleetctl: Fleetctl) -> None:
+    a_file("api", "web", "sleep")
+    result = fleetctl("up", "--dry-run", "--json", *arguments)
+    assert (result.status, result.err) == (0, "")
+    assert [change["fleet"] for change in json.loads(result.out)["changes"]] == chosen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["-n", "3"], 2, "fleet.toml has api, web"),
+        (["api", "ghost"], 5, "fleet.toml has no fleet ghost"),
+        (["--file", "fleet.toml", "ghost"], 5, "it has api, web"),
+        (["ghost"], 6, "fleet.toml has the fleets api, web"),
+    ],
+)
+def test_up_says_which_fleets_the_file_has(arguments: list[str], status: int, said: str, fleetctl: Fleetctl) -> None:
+    a_file("api", "web")
+    result = fleetctl("up", "--dry-run", *arguments)
+    assert (result.status, said in result.err) == (status, True), result.err
+
+
+def test_up_runs_a_command_beside_a_file_that_is_wrong(fleetctl: Fleetctl) -> None:
+    Path("fleet.toml").write_text("[fleet")
+    assert fleetctl("up", "--dry-run", "true").status == 0
+    assert fleetctl("up", "--dry-run").status == 6
+    assert fleetctl("up", "--dry-run", "ghost").status == 6
+
+
+def test_up_without_file_or_command_says_that_it_runs_the_demo(fleetctl: Fleetctl) -> None:
+    assert "no fleet.toml here: running the bundled demo agent\n" in fleetctl("up", "--dry-run").err
+    a_file("api")
+    assert "demo" not in fleetctl("up", "--dry-run").err
+
+
 def test_dry_run_of_up_starts_no_daemon(state_dir: Path, fleetctl: Fleetctl) -> None:
     result = fleetctl("up", "-n", "3", "--dry-run")
     assert result.status == 0

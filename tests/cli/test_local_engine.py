@@ -343,5 +343,8 @@ def test_up_reads_the_file_of_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "here" / "fleet.toml").write_text('[fleet]\nname = "from-file"\ncommand = ["sleep", "1000"]\nreplicas = 2\n')
     assert call("up").stdout.startswith("from-file  2 of 2 ready  sleep 1000\n")
     assert call("up", "-n", "1").stdout.startswith("from-file  1 of 1 ready  sleep 1000\n")
+    (tmp_path / "other.toml").write_text('[fleet]\nname = "other"\ncommand = ["sleep", "1000"]\n')
+    other = call("up", "--file", str(tmp_path / "other.toml"))
+    assert "also running: from-file; `fleetctl down from-file` ends it\n" in other.stderr
     told = json.loads(call("up", "--json").stdout)
     assert [fleet["ready_replicas"] for fleet in told["fleets"]] == [2]
