@@ -120,25 +120,23 @@ class FleetManager:
         await self._state.save_wish(wish.spec, down=wish.down)
         # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
         self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
-        decision = None
-        if wish.replicas != before:
-            action = "scale_up" if wish.replicas > before else "scale_down"
-            decision = ScalingDecision(
-                action=action,
-                target_replicas=wish.replicas,
-                current_replicas=before,
-                reason={"up": "asked for by up", "down": "the fleet is taken down"}.get(cause, "asked for by scale"),
-                at=self._clock.time(),
-                cause=cause,
-            )
-            event = Event(
-                at=decision.at,
-                kind="fleet.scaled",
-                fleet=wish.spec.name,
-                message=f"{wish.spec.name}: {before} -> {wish.replicas}, {decision.reason}",
-            )
-            await self._state.save(events=[event], history=[(wish.spec.name, decision)])
-            self._on_event(event)
+        return await self.record_size(before, cause) if wish.replicas != before else None
+
+    async def record_size(self, before: int, cause: str) -> ScalingDecision:
+        """Write down that the wished size is what it is now, and was `before`."""
+        name, replicas = self.spec.name, self.wish.replicas
+        decision = ScalingDecision(
+            action="scale_up" if replicas > before else "scale_down",
+            target_replicas=replicas,
+            current_replicas=before,
+            reason={"up": "asked for by up", "down": "the fleet is taken down"}.get(cause, "asked for by scale"),
+            at=self._clock.time(),
+            cause=cause,
+        )
+        message = f"{name}: {before} -> {replicas}, {decision.reason}"
+        event = Event(at=decision.at, kind="fleet.scaled", fleet=name, message=message)
+        await self._state.save(events=[event], history=[(name, decision)])
+        self._on_event(event)
         return decision
 
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+AGENT_ID_PATTERN = NAME_PATTERN.removesuffix("$") + "-[a-z0-9]{5}$"
 
 
 class AgentState(StrEnum):

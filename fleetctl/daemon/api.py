@@ -16,9 +16,8 @@ from urllib.parse import parse_qsl
 
 from fleetctl import __version__, errors
 from fleetctl.daemon import wire
-from fleetctl.models import NAME_PATTERN
+from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN
 
-AGENT_ID_PATTERN = NAME_PATTERN.removesuffix("$") + "-[a-z0-9]{5}$"
 MOST_REPLICAS = 100_000
 BEAT_SECONDS = 2.0  # a watched status is sent at least this often
 OVERLAP_EVENTS = 1000  # more than can happen while the past is read from the database

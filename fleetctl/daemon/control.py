@@ -47,6 +47,8 @@ class Control:
         self.downed = asyncio.Event()
         """Set when nothing is left of a fleet that was taken down."""
         self._followers: set[asyncio.Queue[Json | None]] = set()
+        # One change at a time: each builds on the fleets and wishes it finds, and waits for the disk in between.
+        self._changing = asyncio.Lock()
         self._shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     # -- coming and going
@@ -55,6 +57,9 @@ class Control:
         """Bring back the fleets that are wished for, with every agent that still runs."""
         found = self.lifecycle.find()
         for stored in read_wishes(self.paths):
+            if stored["spec"].get("name") != stored["name"]:  # a copy somebody made: two of a name would fight over the agents
+                self._note(f"{self.paths.wish(stored['name'])} is not used: it is of fleet {stored['spec'].get('name')!r}")
+                continue
             try:
                 wish = Wish(spec=config.spec_from_json(stored["spec"]), down=stored["down"], mode=self._mode)
             except Exception as error:  # one unreadable wish must not keep the other fleets down
@@ -111,10 +116,10 @@ class Control:
 
     async def remove_downed(self) -> None:
         """Let go of fleets that were taken down and of which nothing is left."""
-        for name, fleet in list(self.fleets.items()):
-            if fleet.wish.down and fleet.supervisor.empty:
-                await self.state.forget_wish(name)
-                if fleet.wish.down and self.fleets.get(name) is fleet:  # not brought up again meanwhile
+        async with self._changing:
+            for name, fleet in list(self.fleets.items()):
+                if fleet.wish.down and fleet.supervisor.empty:
+                    await self.state.forget_wish(name)
                     del self.fleets[name]
                     await fleet.close()
                     self._announce()
@@ -250,6 +255,11 @@ class Control:
             raise UsageError(f"the spec is of fleet {wanted.name}, not {name}")
         if not os.path.isabs(wanted.cwd):
             raise ConfigError(f"cwd = {wanted.cwd!r}: must be absolute, because the daemon has a working directory of its own")
+        async with self._changing:
+            return await self._apply(wanted, replicas_given=replicas_given, dry_run=dry_run)
+
+    async def _apply(self, wanted: FleetSpec, *, replicas_given: bool, dry_run: bool) -> Json:
+        name = wanted.name
         known = self.fleets.get(name)
         if known is not None and not replicas_given and not known.wish.down:
             # What was scaled by hand stays so until a size is asked for.
@@ -267,9 +277,10 @@ class Control:
         self._lift_hold()
         if known is None:
             await self.state.save_wish(wanted, down=False)
-            fleet = self._add(Wish(spec=replace(wanted, replicas=0)), self._take_strays(wanted))
-            await fleet.apply(wanted)
+            fleet = self._add(Wish(spec=wanted), self._take_strays(wanted))
             self._announce()
+            if wanted.replicas:
+                await fleet.record_size(0, "up")
         else:
             await known.apply(wanted)
             if failed:
@@ -301,6 +312,13 @@ class Control:
         fleet = self._find(name)
         if (replicas is None) == (delta is None):
             raise UsageError("give either a number of replicas or a difference")
+        async with self._changing:
+            return await self._scale(fleet, replicas, delta, dry_run=dry_run)
+
+    async def _scale(self, fleet: FleetManager, replicas: int | None, delta: int | None, *, dry_run: bool) -> Json:
+        name = fleet.spec.name
+        if fleet.wish.down:
+            raise UsageError(f"fleet {name} is being taken down", hint="`fleetctl up` starts it again")
         before = fleet.wish.replicas
         target = replicas if replicas is not None else before + (delta or 0)
         check_replicas(fleet.spec, target)
@@ -320,6 +338,7 @@ class Control:
             raise NotFound(f"fleet {name} has no agent {', '.join(missing)}")
         chosen = known if agents is None else list(agents)
         if not dry_run:
+            self._lift_hold()
             fleet.restart(chosen, all_at_once=all_at_once)
             await fleet.supervisor.wait_saved()
         how = ", all at once" if all_at_once else ", one by one"
@@ -335,7 +354,8 @@ class Control:
         fleet = self._find(name)
         actions = [f"stop {agent.id}" for agent in fleet.agents if agent.process]
         if not dry_run:
-            await fleet.take_down(now=now)
+            async with self._changing:
+                await fleet.take_down(now=now)
             self._announce()
         return _change(
             name,

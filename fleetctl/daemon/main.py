@@ -43,7 +43,7 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
         _report(error)
         raise
     try:
-        asyncio.run(_main(paths, umask=umask, background=background, mode=Mode.HOLD if hold else Mode.RUN))
+        asyncio.run(_main(paths, lock, umask=umask, background=background, mode=Mode.HOLD if hold else Mode.RUN))
     except FleetctlError as error:
         _report(error)
         raise
@@ -52,7 +52,7 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
     return 0
 
 
-async def _main(paths: Paths, *, umask: int, background: bool, mode: Mode) -> None:
+async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bool, mode: Mode) -> None:
     become_subreaper()
     state = LocalStateManager(paths)
     records = await state.open()
@@ -61,7 +61,7 @@ async def _main(paths: Paths, *, umask: int, background: bool, mode: Mode) -> No
     await control.restore(records)
     server = ControlServer(control, paths.socket)
     await server.start()
-    rounds = asyncio.create_task(Rounds(control).run())
+    rounds = asyncio.create_task(Rounds(control, lock).run())
     try:
         stop = asyncio.Event()
         _on_signals(control, stop, background=background)
@@ -93,8 +93,9 @@ def _on_signals(control: Control, stop: asyncio.Event, *, background: bool) -> N
         loop.add_signal_handler(number, asked_to_end)
     # Orphans of agents become our children, and somebody has to reap them.
     loop.add_signal_handler(signal.SIGCHLD, control.lifecycle.reap_orphans)
-    if background:
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    # None of these has a meaning here yet, and a stray one must not end the daemon.
+    for number in (signal.SIGUSR1, signal.SIGUSR2, *((signal.SIGHUP,) if background else ())):
+        loop.add_signal_handler(number, log.info, "%s ignored", number.name)
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN:
             # An agent would inherit that we ignore it (nohup, a job in the background); a handler it does not.

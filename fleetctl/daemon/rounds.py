@@ -13,6 +13,7 @@ from fleetctl.daemon.control import Control
 from fleetctl.errors import StateDirectoryError
 from fleetctl.host import logfiles, rotation
 from fleetctl.host.metrics import LocalResourceManager
+from fleetctl.host.state import DirectoryLock
 from fleetctl.models import Agent, LogSpec, ProcessRef, Usage
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ DISK_RETRY_SECONDS = 1.0
 class Rounds:
     """Create it in the running loop and `run` it as a task."""
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
+    def __init__(self, control: Control, lock: DirectoryLock) -> None:
+        self._control, self._lock = control, lock
         self._resources = LocalResourceManager()
         self._rotator = rotation.Rotator(control.paths)
         self._thread = ThreadPoolExecutor(1, "rounds")
@@ -53,6 +54,11 @@ class Rounds:
 
     async def _measure(self) -> None:
         while True:
+            if not self._lock.is_ours():
+                log.critical(
+                    "the state directory was removed or replaced; the daemon ends before a second one fights with it, the agents run on"
+                )
+                self._control.shutdown("keep")
             leaders = self._leaders()
             usage = await self._in_thread(self._resources.sample, leaders)
             self._control.lifecycle.remember(self._resources.trees)

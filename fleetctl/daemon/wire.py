@@ -409,7 +409,8 @@ def _decode(status: int, raw: bytes) -> Any:
 def _explained(error: Exception, path: str, timeout: float | None) -> FleetctlError:
     """What a failure of the socket or of HTTP means to a user."""
     if isinstance(error, TimeoutError):
-        return TimedOut(f"The daemon at {path} did not answer within {timeout:g} seconds" if timeout else None)
+        message = f"The daemon at {path} did not answer within {timeout:g} seconds" if timeout else None
+        return TimedOut(message, hint="`fleetctl doctor` looks into it")
     if isinstance(error, _NotHttp):
         return FleetctlError(f"The answer at {path} cannot be read: {error}")
     if isinstance(error, _Lost):

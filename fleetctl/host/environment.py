@@ -90,7 +90,7 @@ def _secret(name: str, reference: str) -> str:
         if place not in os.environ:
             raise SpawnFailed(
                 f"secret_env {name}: {place} is not in the daemon's environment",
-                hint=f"start the daemon with it: `fleetctl daemon stop --keep`, then `{place}=... fleetctl daemon start`; or refer to a file: file:PATH",
+                hint=f"start the daemon with it: `fleetctl daemon stop --keep`, `{place}=... fleetctl daemon start`; or use file:PATH",
             )
         return os.environ[place]
     try:

@@ -30,7 +30,7 @@ LONGEST_LINE_BYTES = 1024 * 1024  # a reader hands out an unfinished line when i
 CHUNK_BYTES = 256 * 1024  # read at once
 
 # Compiled when first used (and then kept by `re`): patterns are half of the time that importing this and `logread` takes.
-_PART = r"(.+)\.log\.([0-9]+)\.([0-9]+)([-+])([0-9]+)"
+_PART = r"(.+)\.log\.([0-9]{1,18})\.([0-9]{1,18})([-+])([0-9]{1,18})"
 
 
 class Part(NamedTuple):
@@ -126,7 +126,7 @@ def scan(folder: str) -> list[File]:
                     continue
                 found = entry.stat(follow_symlinks=False)
                 files.append(File(entry.path, agent_id, _parse(folder, entry.name), found.st_blocks * 512, found.st_mtime))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return files
 

@@ -3,11 +3,14 @@
 import array
 import errno
 import fcntl
+import logging
 import os
 import signal
 
 from fleetctl.host import procfs
 from fleetctl.models import Exit, Identity, ProcessRef
+
+log = logging.getLogger(__name__)
 
 # From linux/pidfd.h: the first version of struct pidfd_info; the mask comes first, exit_code behind cgroupid and eleven ids.
 _PIDFD_INFO_BYTES = 64
@@ -64,6 +67,9 @@ def send(process: ProcessRef, number: int, *, group: bool = False, held: int | N
         else:
             signal.pidfd_send_signal(fd, number)
     except ProcessLookupError:
+        return False
+    except PermissionError:  # it became another user's; the others must not wait for it
+        log.warning("no permission to signal pid %d", process.pid)
         return False
     finally:
         if held is None:

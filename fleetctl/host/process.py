@@ -11,18 +11,20 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
 from fleetctl.host import environment, logs, pidfd, procfs
 from fleetctl.host.paths import Paths
-from fleetctl.models import Agent, Exit, FleetSpec, Found, Identity, ProcessRef
+from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ class LocalLifecycleManager:
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
         state_directory = self._paths.agent_state(agent.id)
         try:
-            os.makedirs(state_directory, mode=0o700, exist_ok=True)
+            for folder in (state_directory, self._paths.locks):  # the second too: somebody may have cleared run/
+                os.makedirs(folder, mode=0o700, exist_ok=True)
             environ = environment.build(agent, spec, state_root=self._paths.root, state_directory=state_directory)
             with contextlib.ExitStack() as stack:
                 lock = stack.enter_context(_opened(self._paths.agent_lock(agent.id)))
@@ -221,33 +224,56 @@ class LocalLifecycleManager:
             os.rmdir(self._paths.agent_state(agent.id))  # only when the agent left nothing in it
 
     def find(self) -> list[Found]:
-        """Every live tree on this machine that carries a token of our state directory; oldest process of a session first."""
+        """Every live tree on this machine that belongs to this state directory, by its token or, where it lost that, by its lock.
+
+        What others write into an environment proves nothing: only our own user's processes count, and of others' those that have the
+        very token that the agent's lock file names.
+        """
+        tokens = {agent_id: record.get("token") for agent_id, record in self._lock_records().items()}
         trees: dict[str, Found] = {}
         for stat in sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks):
             if not stat.alive or stat.pid == os.getpid():
                 continue
             environ = procfs.environ(stat.pid)
-            token = environ.get(environment.TOKEN)
-            if not token or environ.get(environment.STATE_DIR) != self._paths.root:
+            if environ.get(environment.STATE_DIR) != self._paths.root or (found := _found(environ, stat)) is None:
                 continue
-            known = trees.get(token)
-            if known is None or (known.leader is None and stat.sid == stat.pid):
-                trees[token] = self._found(stat, environ)
-        return list(trees.values())
+            if procfs.owner(stat.pid) != os.geteuid() and tokens.get(found.agent_id) != found.token:
+                continue
+            known = trees.get(found.token)
+            if known is None or (known.leader is None and found.leader is not None):
+                trees[found.token] = found
+        return [*trees.values(), *self._found_by_lock({tree.agent_id for tree in trees.values()})]
 
-    def _found(self, stat: procfs.Stat, environ: Mapping[str, str]) -> Found:
-        slot = environ.get(environment.SLOT, "")
-        return Found(
-            agent_id=environ.get(environment.AGENT_ID, ""),
-            fleet=environ.get(environment.FLEET, ""),
-            slot=int(slot) if slot.isdigit() else 0,
-            token=environ[environment.TOKEN],
-            spec_hash=environ.get(environment.SPEC_HASH, ""),
-            leader=_ref(stat) if stat.sid == stat.pid else None,
-            started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
-            # The kernel counts from the boot with sleep, our deadlines without.
-            started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND - (time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()),
-        )
+    def _found_by_lock(self, explained: Collection[str]) -> list[Found]:
+        """Trees whose processes wrote over their environment, as servers do that show a title: a held lock tells of them."""
+        records = {
+            agent_id: record
+            for agent_id, record in self._lock_records().items()
+            if agent_id not in explained and self._lock_is_held(agent_id)
+        }
+        if not records:
+            return []
+        stats = sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks)
+        files = {stat.pid: procfs.open_files(stat.pid) for stat in stats if stat.alive and stat.pid != os.getpid()}
+        found = []
+        for agent_id, record in records.items():
+            holders = [stat for stat in stats if self._paths.agent_lock(agent_id) in files.get(stat.pid, ())]
+            leader = next((stat for stat in holders if stat.sid == stat.pid), None)
+            if holders and (tree := _found(_as_environment(agent_id, record), leader or holders[0])) is not None:
+                found.append(tree)
+        return found
+
+    def _lock_records(self) -> dict[str, dict[str, object]]:
+        """What is written in the agents' lock files, by agent id: who the processes are that hold them."""
+        records = {}
+        for name in _names(self._paths.locks):
+            agent_id = name.removesuffix(".lock")
+            with contextlib.suppress(OSError, ValueError, UnicodeDecodeError):
+                with _opened(f"{self._paths.locks}/{name}", create=False) as lock:
+                    record = json.loads(os.pread(lock, 4096, 0) or b"{}")
+                if isinstance(record, dict):
+                    records[agent_id] = record
+        return records
 
     def _trees(self, agents: Sequence[Agent]) -> dict[str, list[procfs.Stat]]:
         """The live processes of each agent's tree, by agent id."""
@@ -271,7 +297,7 @@ class LocalLifecycleManager:
             if stats[pid].alive:
                 trees[agent_id].append(stats[pid])
         for agent in agents:
-            if not trees[agent.id] and self._lock_is_held(agent):
+            if not trees[agent.id] and self._lock_is_held(agent.id):
                 trees[agent.id] = self._holders(agent, stats)
         self.remember({agent_id: frozenset((stat.pid, stat.start_ticks) for stat in tree) for agent_id, tree in trees.items()})
         for agent in agents:
@@ -303,10 +329,10 @@ class LocalLifecycleManager:
             self._tokens[key] = token
         return self._tokens[key]
 
-    def _lock_is_held(self, agent: Agent) -> bool:
+    def _lock_is_held(self, agent_id: str) -> bool:
         """Whether any process still has the lock that the agent inherited: proof of life that no reuse of pids can fake."""
         try:
-            with _opened(self._paths.agent_lock(agent.id), create=False) as lock:
+            with _opened(self._paths.agent_lock(agent_id), create=False) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -354,10 +380,53 @@ def _opened(path: str, *, create: bool = True) -> Iterator[int]:
 
 
 def _take(lock: int, agent: Agent) -> None:
+    """Hold the agent's lock, and write into it who holds it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise SpawnFailed(f"{agent.id}: an earlier process of this agent still holds its lock") from error
+    record = {"token": agent.token, "fleet": agent.fleet, "slot": agent.slot, "spec_hash": agent.spec_hash}
+    with contextlib.suppress(OSError):  # a full disk: then only the environment tells
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(record).encode(), 0)
+
+
+def _as_environment(agent_id: str, record: Mapping[str, object]) -> dict[str, str]:
+    """A lock's record in the words of an agent's environment, so that both are read in one way."""
+    fleet = record.get("fleet") or agent_id.rpartition("-")[0]
+    return {
+        environment.AGENT_ID: agent_id,
+        environment.FLEET: str(fleet),
+        environment.SLOT: str(record.get("slot", 0)),
+        environment.TOKEN: str(record.get("token") or f"lock-of-{agent_id}"),
+        environment.SPEC_HASH: str(record.get("spec_hash", "")),
+    }
+
+
+def _found(environ: Mapping[str, str], stat: procfs.Stat) -> Found | None:
+    """The tree that this environment tells of; None where it was not written by us."""
+    agent_id, fleet, slot = (environ.get(name, "") for name in (environment.AGENT_ID, environment.FLEET, environment.SLOT))
+    sound = re.fullmatch(NAME_PATTERN, fleet) and re.fullmatch(AGENT_ID_PATTERN, agent_id) and re.fullmatch("[0-9]{1,6}", slot)
+    if not sound or not environ.get(environment.TOKEN) or agent_id.rpartition("-")[0] != fleet:
+        return None
+    return Found(
+        agent_id=agent_id,
+        fleet=fleet,
+        slot=int(slot),
+        token=environ[environment.TOKEN],
+        spec_hash=environ.get(environment.SPEC_HASH, ""),
+        leader=_ref(stat) if stat.sid == stat.pid else None,
+        started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
+        # The kernel counts from the boot with sleep, our deadlines without.
+        started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND - (time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()),
+    )
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _why_not(error: OSError, spec: FleetSpec) -> str:

@@ -119,6 +119,14 @@ def children() -> set[int] | None:
     return found
 
 
+def owner(pid: int) -> int | None:
+    """Effective uid of the process; root for one that may not be looked into; None where there is none."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
 def environ(pid: int) -> dict[str, str]:
     """The environment the process was executed with; empty where it cannot be read or the process wrote over it."""
     raw = _read(f"/proc/{pid}/environ") or b""

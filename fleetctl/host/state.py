@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 KEPT_EVENTS, KEPT_DECISIONS = 20_000, 20_000
 _PRUNE_EVERY = 1_000
+_LARGEST_WISH_BYTES = 16 * 1024 * 1024
 _LOCK_TRIES, _LOCK_RETRY_SECONDS = 20, 0.01
 
 _SCHEMA = """
@@ -39,6 +41,7 @@ class DirectoryLock:
     """Held by the one daemon of a state directory. The kernel lets go of it when the daemon dies, so it is never stale."""
 
     def __init__(self, paths: Paths) -> None:
+        self._path = paths.lock
         try:
             self._fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -58,6 +61,14 @@ class DirectoryLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
+    def is_ours(self) -> bool:
+        """Whether the file we hold is still the one that others would look at: not when the directory was removed or replaced."""
+        try:
+            there, held = os.stat(self._path), os.fstat(self._fd)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
     def release(self) -> None:
         os.close(self._fd)
 
@@ -72,7 +83,7 @@ def lock_holder(paths: Paths) -> int | None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        return int(text) if text.isdigit() else 0
+        return int(text) if text.isascii() and text.isdigit() else 0
     else:
         return None
     finally:
@@ -80,7 +91,7 @@ def lock_holder(paths: Paths) -> int | None:
 
 
 def read_wishes(paths: Paths) -> list[dict[str, Any]]:
-    """The stored wishes, by name, as {"spec": ..., "down": ...}; what is no wish is reported in the log and left alone."""
+    """The stored wishes, by name, as {"name": ..., "spec": ..., "down": ...}; what is no wish is reported in the log and left alone."""
     wishes = []
     try:
         names = sorted(name for name in os.listdir(paths.fleets) if name.endswith(".json"))
@@ -88,12 +99,21 @@ def read_wishes(paths: Paths) -> list[dict[str, Any]]:
         return []
     for name in names:
         try:
-            with open(f"{paths.fleets}/{name}", encoding="utf-8") as file:
-                data = json.load(file)
-            wishes.append({"spec": dict(data["spec"]), "down": bool(data["down"])})
+            data = json.loads(_regular_file(f"{paths.fleets}/{name}"))
+            wishes.append({"name": name.removesuffix(".json"), "spec": dict(data["spec"]), "down": bool(data["down"])})
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            log.error("the wish in %s/%s cannot be read: %r", paths.fleets, name, error)
+            log.error("the wish in %s/%s cannot be used: %s", paths.fleets, name, error)
     return wishes
+
+
+def _regular_file(path: str) -> str:
+    """The text of a file. Not of a pipe, on which we would wait for ever, and not without end."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_WISH_BYTES:
+            raise ValueError("not a file of reasonable size")
+        return file.read().decode()
 
 
 def read_agents(paths: Paths) -> list[Agent]:
