@@ -2,16 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from fleetctl.core.reconcile import Mode, Wish
-from fleetctl.errors import NotFound, UsageError
-from fleetctl.models import Agent, AgentState, Event, FleetSpec, Replace, ScalingDecision
+from fleetctl.core import warmpool
+from fleetctl.core.orders import Mode, Wish
+from fleetctl.errors import NotFound, TimedOut, UsageError, WarmPoolEmpty
+from fleetctl.models import Agent, AgentState, Event, FleetSpec, Replace, ScalingDecision, SpawnResult
 from fleetctl.ports import Clock, LifecycleManager, StateManager
 from fleetctl.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+_RESUME_SECONDS = 5.0
+_REASONS = {
+    "up": "asked for by up",
+    "down": "the fleet is taken down",
+    "manual": "asked for by scale",
+    "acquire": "one more was acquired, and the warm pool was empty",
+}
 
 
 class FleetManager:
@@ -30,14 +39,17 @@ class FleetManager:
         last_output: Callable[[Agent], Sequence[str]] = lambda agent: (),
     ) -> None:
         self._state, self._clock = state_manager, clock
-        self._on_event = on_event
+        self._on_event, self._on_change = on_event, on_change
+        self._changed = asyncio.Event()
+        self._saving: set[asyncio.Task[None]] = set()
+        self.warm_misses = 0
         self.supervisor = Supervisor(
             wish,
             lifecycle=lifecycle_manager,
             state=state_manager,
             clock=clock,
             agents=agents,
-            on_change=on_change,
+            on_change=self._announce,
             on_event=on_event,
             last_output=last_output,
         )
@@ -73,24 +85,78 @@ class FleetManager:
         async with self._changing:
             changed = spec != self.spec or self.wish.down
             if changed:
-                await self._set(replace(self.wish, spec=spec, down=False, down_now=False), self.wish.replicas, "up")
-            return changed
+                await self._set(replace(self.wish, spec=spec, down=False, down_now=False), "up")
+        return changed
 
-    async def scale(self, replicas: int, cause: str = "manual") -> ScalingDecision | None:
-        """Wish for so many agents; None where that is the wish already. Raises UsageError outside the fleet's bounds."""
+    async def scale(self, replicas: int | None = None, *, delta: int = 0, cause: str = "manual") -> ScalingDecision | None:
+        """Wish for so many agents, or so many more; None where that is the wish already. Raises UsageError outside the bounds."""
         async with self._changing:
-            check_replicas(self.spec, replicas)
-            if replicas == self.wish.replicas and not self.wish.down:
+            target = replicas if replicas is not None else max(0, self.wish.replicas + delta)
+            check_replicas(self.spec, target)
+            if target == self.wish.replicas and not self.wish.down:
                 return None
-            before = self.wish.replicas
-            return await self._set(
-                replace(self.wish, spec=replace(self.spec, replicas=replicas), down=False, down_now=False), before, cause
-            )
+            return await self._set(replace(self.wish, spec=replace(self.spec, replicas=target), down=False, down_now=False), cause)
+
+    async def resize_warm_pool(self, size: int) -> None:
+        """Hold so many warm instances; 0 holds none."""
+        async with self._changing:
+            pool = replace(self.spec.warm_pool, size=size, enabled=size > 0)
+            await self._set(replace(self.wish, spec=replace(self.spec, warm_pool=pool)), "warm")
 
     async def take_down(self, *, now: bool) -> None:
         """Wish that nothing of the fleet remain; with `now`, without time for the agents to finish."""
         async with self._changing:
-            await self._set(replace(self.wish, down=True, down_now=now or self.wish.down_now), self.wish.replicas, "down")
+            await self._set(replace(self.wish, down=True, down_now=now or self.wish.down_now), "down")
+
+    async def acquire(self, claim: Mapping[str, object], *, require_warm: bool, timeout_seconds: float) -> SpawnResult:
+        """One more agent, at once from the warm pool, else by a cold start; the wish grows by it.
+
+        `claim` reaches a warm instance through its claim file. Raises WarmPoolEmpty with `require_warm`, UsageError where the fleet is
+        as large as it may be, TimedOut where the cold start is not ready in time (it goes on).
+        """
+        async with self._changing:
+            check_replicas(self.spec, self.wish.replicas + 1)
+            agent = await self._acquire_warm(claim)
+        if agent is not None:
+            self._save_grown_wish()
+            return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=True, pid=agent.process.pid if agent.process else None)
+        self.warm_misses += 1
+        if require_warm:
+            raise WarmPoolEmpty()
+        known = {agent.id for agent in self.agents}
+        await self.scale(delta=1, cause="acquire")
+        agent = await self._wait_for_new(known, timeout_seconds)
+        return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=False, pid=agent.process.pid if agent.process else None)
+
+    async def _acquire_warm(self, claim: Mapping[str, object]) -> Agent | None:
+        try:
+            return await asyncio.wait_for(self.supervisor.acquire(claim), _RESUME_SECONDS)
+        except TimeoutError:  # it died on the way out
+            return None
+
+    def _save_grown_wish(self) -> None:
+        """Behind the caller's back: that the agent counts is on disk already, with the agent."""
+
+        async def save() -> None:
+            async with self._changing:
+                await self._state.save_wish(self.spec, down=self.wish.down)
+                self.supervisor.wish_saved()
+
+        task = asyncio.create_task(save())
+        self._saving.add(task)
+        task.add_done_callback(self._saving.discard)
+
+    async def _wait_for_new(self, known: Collection[str], timeout_seconds: float) -> Agent:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    changed = self._changed
+                    for agent in self.agents:
+                        if agent.id not in known and agent.ready and not agent.pooled:
+                            return agent
+                    await changed.wait()
+        except TimeoutError:
+            raise TimedOut(f"the new agent of {self.spec.name} is not ready after {timeout_seconds:g} s; it goes on starting") from None
 
     def restart(self, agent_ids: Sequence[str] | None, *, all_at_once: bool) -> list[str]:
         """Replace the processes of these agents, or of all; the ids concerned. Raises NotFound."""
@@ -108,26 +174,40 @@ class FleetManager:
 
     @property
     def ready_replicas(self) -> int:
-        return sum(agent.ready and not agent.leaving for agent in self.agents)
+        return sum(agent.ready and not agent.leaving and not agent.pooled for agent in self.agents)
 
     @property
-    def settled(self) -> bool:
-        """Whether the fleet is as wished: every agent ready (or completed), nobody leaving."""
-        done = [agent for agent in self.agents if agent.ready or agent.state is AgentState.TERMINATED]
-        return len(self.agents) == len(done) == self.wish.replicas
+    def warm_instances(self) -> tuple[Agent, ...]:
+        """The suspended instances of the pool."""
+        return tuple(agent for agent in self.agents if agent.pooled and agent.state is AgentState.SUSPENDED and not agent.leaving)
 
-    async def _set(self, wish: Wish, before: int, cause: str) -> ScalingDecision | None:
+    def warm_pool_stats(self) -> dict[str, object]:
+        """Sizes and how often the pool had what was asked for, in percent; None before anything was asked for."""
+        hits, misses = self.supervisor.warm_hits, self.warm_misses
+        return {
+            "enabled": self.spec.warm_pool.enabled,
+            "current_size": len(self.warm_instances),
+            "target_size": warmpool.wished_size(self.wish),
+            "hits": hits,
+            "misses": misses,
+            "hit_rate_percent": round(100.0 * hits / (hits + misses), 1) if hits + misses else None,
+        }
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._on_change()
+
+    async def _set(self, wish: Wish, cause: str) -> ScalingDecision | None:
         await self._state.save_wish(wish.spec, down=wish.down)
-        # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
-        self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
-        decision = None
+        decision, before = None, self.wish.replicas
         if wish.replicas != before:
             action = "scale_up" if wish.replicas > before else "scale_down"
             decision = ScalingDecision(
                 action=action,
                 target_replicas=wish.replicas,
                 current_replicas=before,
-                reason={"up": "asked for by up", "down": "the fleet is taken down"}.get(cause, "asked for by scale"),
+                reason=_REASONS[cause],
                 at=self._clock.time(),
                 cause=cause,
             )

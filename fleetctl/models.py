@@ -110,9 +110,9 @@ class WarmPoolSpec:
     """`[fleet.warm_pool]`: suspended instances that answer at once."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    enabled: Annotated[bool, Setting(doc="Keep warm instances", supported=False)] = True
-    size: Annotated[int, Setting(doc="Warm instances kept", ge=0, le=1000, supported=False)] = 5
-    refresh_interval_seconds: Annotated[float, Setting(doc="Time between two maintenance rounds", gt=0, supported=False)] = 3600.0
+    enabled: Annotated[bool, Setting(doc="Keep suspended instances ready beside the replicas")] = True
+    size: Annotated[int, Setting(doc="Suspended instances kept ready", ge=0, le=1000)] = 5
+    refresh_interval_seconds: Annotated[float, Setting(doc="An instance twice as old as this is replaced", gt=0)] = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +199,8 @@ class Agent:
     The boot's monotonic clock is the same for every process of a boot, so deadlines stay true over the daemon's death.
     `leader_exit` is set from the leader's exit until the rest of its process tree is gone; `leaving`: not replaced when gone.
     `rolled`: its process replaced an outdated one and has not been ready since.
+    `pooled`: in the warm pool, no replica; `resume_owed`: a replica now, but not yet told to go on;
+    `wish_owed`: acquired, and the larger wish is not on disk yet.
     """
 
     id: str
@@ -223,6 +225,10 @@ class Agent:
     replace: Replace = Replace.NO
     rolled: bool = False
     last_exit: Exit | None = None
+    pooled: bool = False
+    resume_owed: bool = False
+    wish_owed: bool = False
+    stale_deadline: float | None = None
     from_warm_pool: bool = False
     note: str = ""
 
@@ -239,6 +245,8 @@ class Found:
     leader: ProcessRef | None
     started_at: float
     started_clock: float
+    suspended: bool = False
+    """Started for the warm pool, and stopped now."""
 
 
 class Identity(StrEnum):
@@ -269,6 +277,16 @@ class Event:
     message: str
     agent_id: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnResult:
+    """An agent that was handed out; `from_warm_pool` False means a cold start."""
+
+    agent_id: str
+    state: AgentState
+    from_warm_pool: bool
+    pid: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,14 @@ import random
 import secrets
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from fleetctl.core import restarts
+from fleetctl.core import restarts, warmpool
 from fleetctl.core.lifecycle import Move, move
-from fleetctl.core.reconcile import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Start, Wish, next_deadline, plan
+from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Promote, Start, Suspend, Wish
+from fleetctl.core.reconcile import next_deadline, plan
 from fleetctl.errors import DrainTimeout, SpawnFailed, StateDirectoryError
 from fleetctl.models import Agent, AgentState, Event, Exit, ProcessRef, Replace
 from fleetctl.ports import Clock, LifecycleManager, StateManager
@@ -59,6 +60,8 @@ class Supervisor:
         self._events: list[Event] = []
         self._unsaved: list[asyncio.Future[None]] = []  # who waits for the next write
         self._inbox: deque[Callable[[], None]] = deque()
+        self._acquiring: dict[str, tuple[asyncio.Future[Agent | None], Mapping[str, object]]] = {}
+        self.warm_hits = 0
         # Agents whose leader has ended, until nothing of their trees is left.
         self._ending = {agent.id for agent in self._agents.values() if _leaderless(agent)}
         self._wake = asyncio.Event()
@@ -93,6 +96,22 @@ class Supervisor:
         """Take over agents found alive that no table holds."""
         found = list(agents)
         self._post(lambda: self._take_over(found))
+
+    def acquire(self, claim: Mapping[str, object]) -> "asyncio.Future[Agent | None]":
+        """Promote the oldest warm instance beyond the wish; it is told the claim. None at once where the pool has none.
+
+        The wish grows by it; the caller has that saved, and says so with `wish_saved`.
+        """
+        future: asyncio.Future[Agent | None] = asyncio.get_running_loop().create_future()
+        self._post(lambda: self._acquire(claim, future))
+        return future
+
+    def wish_saved(self) -> None:
+        self._post(self._forget_owed_wishes)
+
+    def woken(self, agent_ids: Collection[str]) -> None:
+        """These suspended agents were found running: a stranger continued them."""
+        self._post(lambda: self._retire_woken(agent_ids))
 
     async def run(self) -> None:
         """Until cancelled. Cancelling touches no agent."""
@@ -132,7 +151,7 @@ class Supervisor:
         while True:
             self._take_in()
             actions = plan(self.wish, list(self._agents.values()), self._clock.monotonic())
-            if not actions and not self._inbox and not self._owed_a_stop():
+            if not actions and not self._inbox and not self._owed_a_stop() and not self._owed_a_resume():
                 await self._flush()
                 return
             await self._carry_out(actions)
@@ -140,6 +159,11 @@ class Supervisor:
 
     def _owed_a_stop(self) -> list[Agent]:
         return [agent for agent in self._agents.values() if agent.state is AgentState.DRAINING and not agent.stop_sent]
+
+    def _owed_a_resume(self) -> list[Agent]:
+        return [
+            agent for agent in self._agents.values() if agent.resume_owed and agent.state is AgentState.RUNNING and not agent.leader_exit
+        ]
 
     def _take_in(self) -> None:
         while self._inbox:
@@ -149,10 +173,11 @@ class Supervisor:
     async def _carry_out(self, actions: Sequence[Action]) -> None:
         starting: list[Agent] = []
         killing: list[Agent] = []
+        suspending: list[Agent] = []
         for action in actions:
             match action:
-                case Create(slot):
-                    starting.append(self._created(slot))
+                case Create(slot, pooled):
+                    starting.append(self._created(slot, pooled))
                 case Start(agent):
                     starting.append(agent)
                 case BecomeReady(agent):
@@ -160,6 +185,10 @@ class Supervisor:
                         replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, ready_deadline=None, note="")
                     )
                     self._tell("agent.ready", f"{agent.id} is ready", agent)
+                case Suspend(agent):
+                    suspending.append(agent)
+                case Promote(agent):
+                    self._promote(agent)
                 case Drain(agent, leaving, reason):
                     self._drain(agent, leaving, reason)
                 case Kill(agent):
@@ -170,6 +199,7 @@ class Supervisor:
                     assert_never(action)
         starting = [self._about_to_start(agent) for agent in starting]
         await self._flush()
+        await self._resume(self._owed_a_resume())
         self._stop(self._owed_a_stop())
         if killing:
             self._lifecycle.kill(killing)
@@ -177,15 +207,88 @@ class Supervisor:
             self._spawn(agent)
             if number % _SPAWNS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
+        await self._suspend(suspending)
         await self._flush()
 
-    def _created(self, slot: int) -> Agent:
+    async def _suspend(self, agents: Sequence[Agent]) -> None:
+        stopped = await self._lifecycle.suspend(agents) if agents else ()
+        interval = self.wish.spec.warm_pool.refresh_interval_seconds
+        for agent in agents:
+            if agent.id not in stopped:
+                self._drain(agent, leaving=True, reason="it could not be suspended")
+                continue
+            # Jitter, so that a pool filled at once is not renewed at once.
+            age = interval * (1.9 + 0.2 * self._random.random())
+            stale = (agent.started_clock or self._clock.monotonic()) + age
+            self._put(replace(agent, state=move(agent.state, Move.SUSPEND), ready=False, stale_deadline=stale))
+            self._tell("agent.suspended", f"{agent.id} waits in the warm pool", agent)
+
+    def _promote(self, agent: Agent, *, wish_owed: bool = False) -> None:
+        self.warm_hits += 1
+        self._put(
+            replace(
+                agent,
+                state=move(agent.state, Move.RESUME),
+                pooled=False,
+                ready=True,
+                from_warm_pool=True,
+                resume_owed=True,
+                wish_owed=wish_owed,
+                stale_deadline=None,
+                note="",
+            )
+        )
+
+    async def _resume(self, agents: Sequence[Agent]) -> None:
+        if not agents:
+            return
+        for agent in agents:
+            _, claim = self._acquiring.get(agent.id, (None, {}))
+            self._lifecycle.claim(agent, {"schema": "fleetctl/claim/v1", "agent_id": agent.id, "slot": agent.slot, **claim})
+        resumed = await self._lifecycle.resume(agents)
+        for agent in agents:
+            taken = self._put(replace(agent, resume_owed=False))
+            if agent.id in resumed:
+                self._tell("agent.resumed", f"{agent.id} left the warm pool", taken)
+            else:
+                self._drain(taken, leaving=True, reason="it could not be resumed")
+        self._publish()
+        for agent in agents:
+            future, _ = self._acquiring.pop(agent.id, (None, {}))
+            if future is not None and not future.done():
+                future.set_result(self._agents[agent.id] if agent.id in resumed else None)
+        await asyncio.sleep(0)  # whoever waits for one hears of it before anything is started
+
+    def _acquire(self, claim: Mapping[str, object], future: "asyncio.Future[Agent | None]") -> None:
+        oldest = warmpool.available(self.wish.spec, list(self._agents.values()))[:1]
+        if not oldest or self.wish.replicas >= self.wish.spec.max_replicas:
+            if not future.done():
+                future.set_result(None)
+            return
+        (agent,) = oldest
+        self._acquiring[agent.id] = (future, claim)
+        self.wish = replace(self.wish, spec=replace(self.wish.spec, replicas=self.wish.spec.replicas + 1))
+        self._promote(agent, wish_owed=True)
+
+    def _forget_owed_wishes(self) -> None:
+        for agent in list(self._agents.values()):
+            if agent.wish_owed:
+                self._put(replace(agent, wish_owed=False))
+
+    def _retire_woken(self, agent_ids: Collection[str]) -> None:
+        for agent_id in agent_ids:
+            agent = self._agents.get(agent_id)
+            if agent is not None and agent.state is AgentState.SUSPENDED and agent.pooled:
+                self._tell("agent.woken", f"{agent_id} was continued by somebody else and is replaced", agent)
+                self._drain(agent, leaving=True, reason="it was continued by somebody else")
+
+    def _created(self, slot: int, pooled: bool) -> Agent:
         while True:
             agent_id = f"{self.wish.spec.name}-{''.join(self._random.choices(_ID_ALPHABET, k=5))}"
             if agent_id not in self._agents and agent_id not in self._forgotten:
                 break
         # Into the table at once: the next one must not get the same name.
-        return self._put(Agent(id=agent_id, fleet=self.wish.spec.name, slot=slot, created_at=self._clock.time()))
+        return self._put(Agent(id=agent_id, fleet=self.wish.spec.name, slot=slot, created_at=self._clock.time(), pooled=pooled))
 
     def _about_to_start(self, agent: Agent) -> Agent:
         """The intent, to be on disk before the process exists; its token finds the process should we not live to record it."""
@@ -294,6 +397,8 @@ class Supervisor:
             ready=False,
             ready_deadline=None,
             drain_deadline=None,
+            stale_deadline=None,
+            resume_owed=False,
             stop_sent=False,
         )
         if agent.leaving:

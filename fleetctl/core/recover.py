@@ -81,6 +81,8 @@ def _rebooted(record: Agent) -> Agent:
         failures=(),
         leader_exit=None,
         stop_sent=False,
+        resume_owed=False,
+        stale_deadline=None,
     )
     if record.leaving:
         return replace(fresh, state=AgentState.TERMINATED)
@@ -105,6 +107,7 @@ def _adopt(tree: Found, known: Agent | None, now: float) -> Agent:
     return replace(
         base,
         state=AgentState.STARTING,
+        pooled=tree.suspended or (known is not None and known.pooled),
         token=tree.token,
         spec_hash=tree.spec_hash,
         process=tree.leader,

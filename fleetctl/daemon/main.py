@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 
-from fleetctl.core.reconcile import Mode
+from fleetctl.core.orders import Mode
 from fleetctl.daemon.control import Control
 from fleetctl.daemon.rounds import Rounds
 from fleetctl.daemon.server import ControlServer

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import logging
 import os
 import resource
@@ -31,6 +32,7 @@ _TRANSIENT = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOS
 _STATUS_TRIES, _STATUS_RETRY_SECONDS = 20, 0.01
 _KILL_ROUNDS = 20
 _WATCH_RETRY_SECONDS = 1.0
+_ACKNOWLEDGE_TRIES, _ACKNOWLEDGE_SECONDS = 200, 0.002
 
 
 def become_subreaper() -> None:
@@ -57,13 +59,20 @@ class LocalLifecycleManager:
         self._tokens: dict[tuple[int, int], str] = {}
         self._members: dict[str, frozenset[tuple[int, int]]] = {}
         self._orphans_come_to_us = _is_subreaper()
+        self._suspended: dict[str, list[procfs.Stat]] = {}
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
         state_directory = self._paths.agent_state(agent.id)
         try:
             os.makedirs(state_directory, mode=0o700, exist_ok=True)
-            environ = environment.build(agent, spec, state_root=self._paths.root, state_directory=state_directory)
+            environ = environment.build(
+                agent,
+                spec,
+                state_root=self._paths.root,
+                state_directory=state_directory,
+                claim_path=self._paths.agent_claim(agent.id),
+            )
             with contextlib.ExitStack() as stack:
                 lock = stack.enter_context(_opened(self._paths.agent_lock(agent.id)))
                 _take(lock, agent)
@@ -200,6 +209,51 @@ class LocalLifecycleManager:
                     if not (grouped and leader and stat.pgid == leader.pid):
                         self._send(stat, number)
 
+    async def suspend(self, agents: Sequence[Agent]) -> frozenset[str]:
+        self.signal(agents, signal.SIGSTOP)
+        # Looked up again after the stop: what was forked just before it is of the tree too.
+        trees = self._trees(agents)
+        for tree in trees.values():
+            for stat in tree:
+                if stat.state != "T":
+                    self._send(stat, signal.SIGSTOP)
+        stopped = await self._wait_until(trees, stopped=True)
+        self._suspended.update({agent_id: trees[agent_id] for agent_id in stopped})
+        return stopped
+
+    async def resume(self, agents: Sequence[Agent]) -> frozenset[str]:
+        # What was stopped is remembered: a scan of all processes would take longer than the rest.
+        unknown = [agent for agent in agents if agent.id not in self._suspended]
+        trees = {agent.id: self._suspended.pop(agent.id) for agent in agents if agent.id in self._suspended} | self._trees(unknown)
+        for agent in agents:
+            leader = agent.process
+            for stat in sorted(trees[agent.id], key=lambda stat: leader is not None and stat.pid == leader.pid):
+                self._send(stat, signal.SIGCONT)
+        return await self._wait_until(trees, stopped=False)
+
+    async def _wait_until(self, trees: Mapping[str, Sequence[procfs.Stat]], *, stopped: bool) -> frozenset[str]:
+        """Ids of the trees whose every process is seen to be stopped, or none of them any more, within a moment."""
+        reached: set[str] = set()
+        for tries in range(_ACKNOWLEDGE_TRIES):
+            for agent_id, tree in trees.items():
+                now = [found for stat in tree if (found := procfs.stat(stat.pid)) and found.alive and found.start_ticks == stat.start_ticks]
+                if now and all((stat.state == "T") is stopped for stat in now):
+                    reached.add(agent_id)
+            if len(reached) == len(trees):
+                break
+            await asyncio.sleep(_ACKNOWLEDGE_SECONDS * (tries > 0))
+        return frozenset(reached)
+
+    def claim(self, agent: Agent, claim: Mapping[str, object]) -> None:
+        path = self._paths.agent_claim(agent.id)
+        try:
+            fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                json.dump(claim, file)
+            os.replace(f"{path}.tmp", path)
+        except OSError as error:
+            raise StateDirectoryError(f"{path}: {error.strerror}") from error
+
     def kill(self, agents: Sequence[Agent]) -> None:
         for _ in range(_KILL_ROUNDS):
             trees = self._trees(agents)
@@ -215,8 +269,10 @@ class LocalLifecycleManager:
 
     def discard(self, agent: Agent) -> None:
         self._members.pop(agent.id, None)
-        with contextlib.suppress(OSError):
-            os.unlink(self._paths.agent_lock(agent.id))
+        self._suspended.pop(agent.id, None)
+        for path in (self._paths.agent_lock(agent.id), self._paths.agent_claim(agent.id)):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         with contextlib.suppress(OSError):
             os.rmdir(self._paths.agent_state(agent.id))  # only when the agent left nothing in it
 
@@ -247,6 +303,7 @@ class LocalLifecycleManager:
             started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
             # The kernel counts from the boot with sleep, our deadlines without.
             started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND - (time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()),
+            suspended=stat.state == "T" and environ.get(environment.LAUNCH) == "warm",
         )
 
     def _trees(self, agents: Sequence[Agent]) -> dict[str, list[procfs.Stat]]:
