@@ -110,7 +110,9 @@ class WarmPoolSpec:
     """`[fleet.warm_pool]`: suspended instances that answer at once."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    enabled: Annotated[bool, Setting(doc="Keep suspended instances ready beside the replicas")] = True
+    # The specification's default is true, and is what its FleetManager gets. A fleet of an arbitrary command has to ask for it: an
+    # agent that takes work from a queue may be suspended with a piece of it in its hands.
+    enabled: Annotated[bool, Setting(doc="Keep suspended instances ready beside the replicas; true where the section is given")] = False
     size: Annotated[int, Setting(doc="Suspended instances kept ready", ge=0, le=1000)] = 5
     refresh_interval_seconds: Annotated[float, Setting(doc="An instance twice as old as this is replaced", gt=0)] = 3600.0
 
