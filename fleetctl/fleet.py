@@ -199,8 +199,11 @@ class FleetManager:
         self._on_change()
 
     async def _set(self, wish: Wish, cause: str) -> ScalingDecision | None:
+        before = self.wish.replicas
         await self._state.save_wish(wish.spec, down=wish.down)
-        decision, before = None, self.wish.replicas
+        # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
+        self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
+        decision = None
         if wish.replicas != before:
             action = "scale_up" if wish.replicas > before else "scale_down"
             decision = ScalingDecision(
