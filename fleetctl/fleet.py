@@ -2,24 +2,26 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fleetctl.core import warmpool
 from fleetctl.core.orders import Mode, Wish
-from fleetctl.errors import NotFound, TimedOut, UsageError, WarmPoolEmpty
+from fleetctl.errors import FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
 from fleetctl.models import Agent, AgentState, Event, FleetSpec, Replace, ScalingDecision, SpawnResult
 from fleetctl.ports import Clock, LifecycleManager, StateManager
 from fleetctl.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-_RESUME_SECONDS = 5.0
+_SAVE_AFTER_SECONDS = 0.1
+_DISK_RETRY_SECONDS = 1.0
 _REASONS = {
     "up": "asked for by up",
     "down": "the fleet is taken down",
     "manual": "asked for by scale",
-    "acquire": "one more was acquired, and the warm pool was empty",
+    "acquire": "one more was acquired",
 }
 
 
@@ -41,8 +43,9 @@ class FleetManager:
         self._state, self._clock = state_manager, clock
         self._on_event, self._on_change = on_event, on_change
         self._changed = asyncio.Event()
-        self._saving: set[asyncio.Task[None]] = set()
         self.warm_misses = 0
+        self._grown: list[ScalingDecision] = []  # by acquisitions, and not on disk yet
+        self._saver: asyncio.Task[None] | None = None
         self.supervisor = Supervisor(
             wish,
             lifecycle=lifecycle_manager,
@@ -56,6 +59,7 @@ class FleetManager:
         self._task: asyncio.Task[None] | None = None
         # A change builds on the wish it finds: one at a time, or the disk and we keep different ones.
         self._changing = asyncio.Lock()
+        self._storing = asyncio.Lock()
 
     @property
     def wish(self) -> Wish:
@@ -76,9 +80,10 @@ class FleetManager:
 
     async def close(self) -> None:
         """Stop looking after the agents; touches none of them."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._saver) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def apply(self, spec: FleetSpec) -> bool:
         """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed."""
@@ -111,52 +116,61 @@ class FleetManager:
     async def acquire(self, claim: Mapping[str, object], *, require_warm: bool, timeout_seconds: float) -> SpawnResult:
         """One more agent, at once from the warm pool, else by a cold start; the wish grows by it.
 
-        `claim` reaches a warm instance through its claim file. Raises WarmPoolEmpty with `require_warm`, UsageError where the fleet is
-        as large as it may be, TimedOut where the cold start is not ready in time (it goes on).
+        `claim` reaches it through its claim file. Raises WarmPoolEmpty with `require_warm`, UsageError where the fleet is as large as
+        it may be, StateDirectoryError on a full disk, TimedOut where the cold start is not ready in time (it goes on).
         """
         async with self._changing:
-            check_replicas(self.spec, self.wish.replicas + 1)
-            agent = await self._acquire_warm(claim)
-        if agent is not None:
-            self._save_grown_wish()
-            return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=True, pid=agent.process.pid if agent.process else None)
-        self.warm_misses += 1
-        if require_warm:
-            raise WarmPoolEmpty()
-        known = {agent.id for agent in self.agents}
-        await self.scale(delta=1, cause="acquire")
-        agent = await self._wait_for_new(known, timeout_seconds)
-        return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=False, pid=agent.process.pid if agent.process else None)
+            before = self.wish.replicas
+            check_replicas(self.spec, before + 1)
+            try:
+                agent = await self.supervisor.acquire(claim, cold=not require_warm)
+            finally:
+                if self.wish.replicas > before:
+                    self._save_grown_wish(before)
+        if agent is None or not agent.from_warm_pool:
+            self.warm_misses += 1
+        if agent is None:
+            raise WarmPoolEmpty(f"the warm pool of fleet {self.spec.name} has no instance to hand out")
+        if not agent.from_warm_pool:
+            agent = await self._wait_ready(agent.id, timeout_seconds)
+        pid = agent.process.pid if agent.process else None
+        return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=agent.from_warm_pool, pid=pid)
 
-    async def _acquire_warm(self, claim: Mapping[str, object]) -> Agent | None:
-        try:
-            return await asyncio.wait_for(self.supervisor.acquire(claim), _RESUME_SECONDS)
-        except TimeoutError:  # it died on the way out
-            return None
-
-    def _save_grown_wish(self) -> None:
+    def _save_grown_wish(self, before: int) -> None:
         """Behind the caller's back: that the agent counts is on disk already, with the agent."""
+        self._grown.append(self._decision(before, self.wish.replicas, "acquire"))
+        if self._saver is None or self._saver.done():
+            self._saver = asyncio.create_task(self._store_grown())
 
-        async def save() -> None:
-            async with self._changing:
-                await self._state.save_wish(self.spec, down=self.wish.down)
-                self.supervisor.wish_saved()
+    async def _store_grown(self) -> None:
+        """A little later, so that many acquisitions in a row are one write, and none waits for that of the last."""
+        while self._grown:
+            await asyncio.sleep(_SAVE_AFTER_SECONDS)
+            try:
+                async with self._storing:
+                    spec, decisions = self.spec, list(self._grown)
+                    if not self.wish.down:  # else its end is on disk
+                        await self._state.save_wish(spec, down=False)
+                    await self._record(decisions)
+                    del self._grown[: len(decisions)]
+                self.supervisor.wish_saved(spec.replicas)
+            except StateDirectoryError as error:
+                log.error("%s: %s", spec.name, error.message)
+                await asyncio.sleep(_DISK_RETRY_SECONDS)
 
-        task = asyncio.create_task(save())
-        self._saving.add(task)
-        task.add_done_callback(self._saving.discard)
-
-    async def _wait_for_new(self, known: Collection[str], timeout_seconds: float) -> Agent:
+    async def _wait_ready(self, agent_id: str, timeout_seconds: float) -> Agent:
         try:
             async with asyncio.timeout(timeout_seconds):
                 while True:
                     changed = self._changed
-                    for agent in self.agents:
-                        if agent.id not in known and agent.ready and not agent.pooled:
-                            return agent
+                    agent = next((agent for agent in self.agents if agent.id == agent_id), None)
+                    if agent is not None and agent.ready:
+                        return agent
+                    if agent is not None and (agent.leaving or agent.state is AgentState.FAILED):
+                        raise FleetctlError(f"the new agent {agent_id} does not become ready: {agent.note}")
                     await changed.wait()
         except TimeoutError:
-            raise TimedOut(f"the new agent of {self.spec.name} is not ready after {timeout_seconds:g} s; it goes on starting") from None
+            raise TimedOut(f"the new agent {agent_id} is not ready after {timeout_seconds:g} s; it goes on starting") from None
 
     def restart(self, agent_ids: Sequence[str] | None, *, all_at_once: bool) -> list[str]:
         """Replace the processes of these agents, or of all; the ids concerned. Raises NotFound."""
@@ -200,29 +214,40 @@ class FleetManager:
 
     async def _set(self, wish: Wish, cause: str) -> ScalingDecision | None:
         before = self.wish.replicas
-        await self._state.save_wish(wish.spec, down=wish.down)
-        # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
-        self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
-        decision = None
-        if wish.replicas != before:
-            action = "scale_up" if wish.replicas > before else "scale_down"
-            decision = ScalingDecision(
-                action=action,
-                target_replicas=wish.replicas,
-                current_replicas=before,
-                reason=_REASONS[cause],
-                at=self._clock.time(),
-                cause=cause,
-            )
-            event = Event(
-                at=decision.at,
-                kind="fleet.scaled",
-                fleet=wish.spec.name,
-                message=f"{wish.spec.name}: {before} -> {wish.replicas}, {decision.reason}",
-            )
-            await self._state.save(events=[event], history=[(wish.spec.name, decision)])
-            self._on_event(event)
+        async with self._storing:
+            await self._state.save_wish(wish.spec, down=wish.down)
+            # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
+            self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
+            if self._grown or any(agent.wish_owed for agent in self.agents):
+                # What was acquired before counts no longer beyond this wish, not even after a kill.
+                self.supervisor.wish_saved(sys.maxsize)
+                await self.supervisor.wait_saved()
+        if wish.replicas == before:
+            return None
+        decision = self._decision(before, wish.replicas, cause)
+        await self._record([decision])
         return decision
+
+    def _decision(self, before: int, after: int, cause: str) -> ScalingDecision:
+        action = "scale_up" if after > before else "scale_down"
+        return ScalingDecision(
+            action=action, target_replicas=after, current_replicas=before, reason=_REASONS[cause], at=self._clock.time(), cause=cause
+        )
+
+    async def _record(self, decisions: Sequence[ScalingDecision]) -> None:
+        name = self.spec.name
+        events = [
+            Event(
+                at=one.at,
+                kind="fleet.scaled",
+                fleet=name,
+                message=f"{name}: {one.current_replicas} -> {one.target_replicas}, {one.reason}",
+            )
+            for one in decisions
+        ]
+        await self._state.save(events=events, history=[(name, one) for one in decisions])
+        for event in events:
+            self._on_event(event)
 
 
 def check_replicas(spec: FleetSpec, replicas: int) -> None:

@@ -202,7 +202,8 @@ class Agent:
     `leader_exit` is set from the leader's exit until the rest of its process tree is gone; `leaving`: not replaced when gone.
     `rolled`: its process replaced an outdated one and has not been ready since.
     `pooled`: in the warm pool, no replica; `resume_owed`: a replica now, but not yet told to go on;
-    `wish_owed`: acquired, and the larger wish is not on disk yet.
+    `wish_owed`: acquired, and so many replicas are wished since; 0 once that is in the stored wish.
+    `stale_deadline`: set from its first suspension until it is handed out.
     """
 
     id: str
@@ -229,7 +230,7 @@ class Agent:
     last_exit: Exit | None = None
     pooled: bool = False
     resume_owed: bool = False
-    wish_owed: bool = False
+    wish_owed: int = 0
     stale_deadline: float | None = None
     from_warm_pool: bool = False
     note: str = ""
@@ -261,12 +262,16 @@ class Identity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one agent's whole process tree uses. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set, summed."""
+    """What one agent's whole process tree uses. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set, summed.
+
+    `stopped`: its leader is, by a signal; `frozen`: all of it is.
+    """
 
     cpu_percent: float | None
     memory_bytes: int
     processes: int
     stopped: bool = False
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

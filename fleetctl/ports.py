@@ -50,8 +50,11 @@ class LifecycleManager(Protocol):
         """Let suspended agents go on; the ids of those that were seen to do so."""
         ...
 
-    def claim(self, agent: Agent, claim: Mapping[str, object]) -> None:
-        """Write what a warm instance learns late, whole or not at all, where its FLEETCTL_CLAIM points. Raises StateDirectoryError."""
+    def claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
+        """Write what an agent learns late, whole or not at all, where its FLEETCTL_CLAIM points; `keep`: unless it is there already.
+
+        Raises StateDirectoryError.
+        """
         ...
 
     def release(self, process: ProcessRef) -> None:

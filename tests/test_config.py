@@ -565,7 +565,12 @@ def test_unsupported_setting_passes_at_its_default_and_not_otherwise() -> None:
 
 @pytest.mark.parametrize(
     ("section", "enabled"),
-    [("", False), ("[warm_pool]\nsize = 3\n", True), ("[warm_pool]\nsize = 0\n", False), ("[warm_pool]\nsize = 3\nenabled = false\n", False)],
+    [
+        ("", False),
+        ("[warm_pool]\nsize = 3\n", True),
+        ("[warm_pool]\nsize = 0\n", False),
+        ("[warm_pool]\nsize = 3\nenabled = false\n", False),
+    ],
 )
 def test_whoever_says_how_the_warm_pool_shall_be_wants_one(folder: Path, section: str, enabled: bool) -> None:
     assert load_one(folder, HEAD + section).spec.warm_pool.enabled is enabled

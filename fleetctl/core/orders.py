@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fleetctl.models import Agent, AgentState, FleetSpec
+from fleetctl.models import Agent, AgentState, FleetSpec, Replace
 
 
 class Mode(StrEnum):
@@ -94,6 +94,15 @@ def end(agent: Agent, reason: str) -> Action:
     if agent.process is None and agent.state is not AgentState.DRAINING:
         return Forget(agent)
     return Drain(agent, leaving=True, reason=reason)
+
+
+def is_due_to_start(agent: Agent, now: float) -> bool:
+    """Whether it has no process and shall have one now: it never had, was stopped to be replaced, or its backoff is over."""
+    if agent.process is not None:
+        return False
+    if agent.state is AgentState.STARTING or agent.replace is not Replace.NO:
+        return True
+    return agent.state in (AgentState.BACKOFF, AgentState.FAILED) and agent.retry_deadline is not None and agent.retry_deadline <= now
 
 
 def free_slots(agents: Sequence[Agent], count: int) -> list[int]:

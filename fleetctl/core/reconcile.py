@@ -7,7 +7,21 @@ the next look.
 from collections.abc import Iterable, Sequence
 
 from fleetctl.core import warmpool
-from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Promote, Start, Wish, end, free_slots
+from fleetctl.core.orders import (
+    Action,
+    BecomeReady,
+    Create,
+    Drain,
+    Forget,
+    Kill,
+    Mode,
+    Promote,
+    Start,
+    Wish,
+    end,
+    free_slots,
+    is_due_to_start,
+)
 from fleetctl.models import Agent, AgentState, FleetSpec, Replace
 
 
@@ -15,8 +29,9 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
     """The orders that bring the agents closer to the wish. `now`: seconds of the boot's monotonic clock."""
     actions: list[Action] = [action for agent in agents if (action := _overdue(agent, now))]
     if wish.mode is Mode.STOP:
+        # A warm instance has nothing that is worth coming back for: the next daemon fills the pool anew.
         return actions + [
-            Drain(agent, leaving=False, reason="the daemon stops") for agent in agents if not agent.leaving and _can_drain(agent)
+            Drain(agent, leaving=agent.pooled, reason="the daemon stops") for agent in agents if not agent.leaving and _can_drain(agent)
         ]
     staying = [agent for agent in agents if not agent.leaving and not agent.pooled]
     surplus = len(staying) - wish.replicas
@@ -29,7 +44,7 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
         warm = warmpool.available(wish.spec, agents)[: max(0, -surplus)]
         starts += [Promote(agent) for agent in warm]
         starts += [Create(slot) for slot in free_slots(agents, max(0, -surplus - len(warm)))]
-        starts += [Start(agent) for agent in agents if not agent.leaving and agent.id not in leaving and _due_to_start(agent, now)]
+        starts += [Start(agent) for agent in staying if is_due_to_start(agent, now)]
         # A roll waits for whatever starts, and must not start it a second time.
         actions += starts or _replacements(wish.spec, staying)
     if starts or (wish.mode is Mode.HOLD and not wish.down):
@@ -41,8 +56,8 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
 
 def next_deadline(wish: Wish, agents: Iterable[Agent]) -> float | None:
     """When `plan` has to be asked again if nothing happens before, in seconds of the boot's monotonic clock."""
-    # A retry that this mode never makes would stay due for ever, and whoever waits for it would never sleep.
-    resting = () if wish.mode is Mode.RUN else (AgentState.BACKOFF, AgentState.FAILED)
+    # What this mode never does would stay due for ever, and whoever waits for it would never sleep.
+    resting = () if wish.mode is Mode.RUN else (AgentState.BACKOFF, AgentState.FAILED, AgentState.SUSPENDED)
     return min((at for agent in agents if agent.state not in resting and (at := _deadline(agent)) is not None), default=None)
 
 
@@ -78,14 +93,6 @@ def _can_drain(agent: Agent) -> bool:
 def _victims(agents: Sequence[Agent]) -> list[Agent]:
     """Who goes first: those that do no work anyway, then the oldest."""
     return sorted(agents, key=lambda agent: (agent.process is not None, agent.ready, agent.created_at, agent.slot))
-
-
-def _due_to_start(agent: Agent, now: float) -> bool:
-    if agent.process is not None:
-        return False
-    if agent.state is AgentState.STARTING or agent.replace is not Replace.NO:
-        return True
-    return agent.state in (AgentState.BACKOFF, AgentState.FAILED) and agent.retry_deadline is not None and agent.retry_deadline <= now
 
 
 def _replacements(spec: FleetSpec, staying: Sequence[Agent]) -> list[Action]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fleetctl.models import Agent, AgentState, Exit, Found, Identity
+from fleetctl.models import Agent, AgentState, Exit, FleetSpec, Found, Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,13 @@ def recover(
             table[stray.id] = stray
             strays.append(stray.id)
     return Recovery(agents=tuple(table.values()), adopted=tuple(adopted), ended=tuple(ended), strays=tuple(strays))
+
+
+def with_acquired(spec: FleetSpec, agents: Sequence[Agent]) -> tuple[FleetSpec, tuple[Agent, ...]]:
+    """Agents that were acquired just before the daemon died count, though the stored wish does not say so yet."""
+    owed = max((agent.wish_owed for agent in agents if not agent.leaving), default=0)
+    replicas = max(spec.replicas, min(owed, spec.max_replicas))
+    return replace(spec, replicas=replicas), tuple(replace(agent, wish_owed=0) for agent in agents)
 
 
 def _recover_one(record: Agent, identity: Identity | None, *, boot_id: str, now: float, wall: float) -> Agent:

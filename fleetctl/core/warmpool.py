@@ -5,7 +5,7 @@ An instance of the pool is an agent like every other, in state SUSPENDED, that i
 
 from collections.abc import Sequence
 
-from fleetctl.core.orders import Action, Create, Mode, Suspend, Wish, end, free_slots
+from fleetctl.core.orders import Action, Create, Mode, Start, Suspend, Wish, end, free_slots, is_due_to_start
 from fleetctl.models import Agent, AgentState, FleetSpec, Replace
 
 STARTING_AT_ONCE = 2
@@ -21,24 +21,42 @@ def wished_size(wish: Wish) -> int:
 
 def available(spec: FleetSpec, agents: Sequence[Agent]) -> list[Agent]:
     """The instances that can be handed out now, the oldest first."""
-    fit = [agent for agent in agents if _in_pool(agent) and agent.state is AgentState.SUSPENDED and _fresh(spec, agent)]
+    fit = [agent for agent in agents if _in_pool(agent) and _is_live(agent, AgentState.SUSPENDED) and _fresh(spec, agent)]
     return sorted(fit, key=lambda agent: (agent.started_clock or 0.0, agent.slot))
 
 
 def orders(wish: Wish, agents: Sequence[Agent], now: float, *, busy: bool) -> list[Action]:
     """Suspend who is ready, retire who is outdated, stale or surplus, and refill at a pace; nothing new while the fleet is `busy`."""
     pool = [agent for agent in agents if _in_pool(agent)]
-    retired = [end(agent, reason) for agent in pool if (reason := _unfit(wish, agent, now))]
-    fit = [agent for agent in pool if not _unfit(wish, agent, now)]
+    reasons = {agent.id: _unfit(wish, agent, now) for agent in pool}
+    retired = [end(agent, reason) for agent in pool if (reason := reasons[agent.id])]
+    fit = [agent for agent in pool if not reasons[agent.id]]
     size = wished_size(wish)
-    surplus = sorted(fit, key=lambda agent: (agent.state is AgentState.SUSPENDED, agent.created_at))[: max(0, len(fit) - size)]
-    dropped = [end(agent, f"the warm pool holds {size}") for agent in surplus]
-    suspended = [
-        Suspend(agent) for agent in fit if agent not in surplus and agent.state is AgentState.RUNNING and agent.ready and agent.process
-    ]
-    starting = sum(agent.state is AgentState.STARTING for agent in fit)
-    room = 0 if busy else max(0, min(size - len(fit), STARTING_AT_ONCE - starting))
-    return [*retired, *dropped, *suspended, *(Create(slot, pooled=True) for slot in free_slots(agents, room))]
+    fit.sort(key=lambda agent: (agent.state is AgentState.SUSPENDED, agent.created_at, agent.slot))
+    surplus = max(0, len(fit) - size)
+    dropped = [end(agent, f"the warm pool holds {size}") for agent in fit[:surplus]]
+    kept = fit[surplus:]
+    suspended = [Suspend(agent) for agent in kept if _is_live(agent, AgentState.RUNNING) and agent.ready]
+    return [*retired, *dropped, *suspended, *_refill(wish, agents, kept, now, busy=busy)]
+
+
+def _refill(wish: Wish, agents: Sequence[Agent], kept: Sequence[Agent], now: float, *, busy: bool) -> list[Action]:
+    """One start at a look, so that whoever acquires an instance meanwhile waits for one start at most."""
+    if wish.mode is not Mode.RUN:
+        return []
+    retries = [agent for agent in kept if agent.state is not AgentState.STARTING and is_due_to_start(agent, now)]
+    if retries:  # their backoff is a pace of its own
+        return [Start(agent) for agent in retries]
+    starting = sum(agent.state is AgentState.STARTING and agent.process is not None for agent in kept)
+    if busy or starting >= STARTING_AT_ONCE:
+        return []
+    waiting = [Start(agent) for agent in kept if is_due_to_start(agent, now)][:1]
+    room = wished_size(wish) > len(kept)
+    return [*waiting] or [Create(slot, pooled=True) for slot in free_slots(agents, int(room))]
+
+
+def _is_live(agent: Agent, state: AgentState) -> bool:
+    return agent.state is state and agent.process is not None and agent.leader_exit is None
 
 
 def _in_pool(agent: Agent) -> bool:
@@ -51,8 +69,10 @@ def _fresh(spec: FleetSpec, agent: Agent) -> bool:
 
 def _unfit(wish: Wish, agent: Agent, now: float) -> str:
     """Why the instance has to go, or nothing."""
+    if agent.replace is not Replace.NO:
+        return "restart"
     if agent.process is not None and not _fresh(wish.spec, agent):
-        return "the spec changed" if agent.replace is Replace.NO else "restart"
+        return "the spec changed"
     if agent.state is AgentState.SUSPENDED and agent.stale_deadline is not None and agent.stale_deadline <= now:
         return "stale in the warm pool"
     return ""

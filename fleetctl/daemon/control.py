@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import fleetctl
 from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
-from fleetctl.core.recover import recover
+from fleetctl.core.recover import recover, with_acquired
 from fleetctl.errors import ConfigError, NotFound, UsageError
 from fleetctl.fleet import FleetManager, check_replicas
 from fleetctl.host import logread, metrics, procfs
@@ -64,14 +64,10 @@ class Control:
             mine = [agent for agent in records if agent.fleet == name]
             trees = [tree for tree in found if tree.fleet == name]
             found = [tree for tree in found if tree.fleet != name]
-            agents = self._recovered(wish.spec, mine, trees)
-            if owed := sum(agent.wish_owed and not agent.leaving for agent in agents):
-                # Acquired just before the last daemon died: they count, though the wish on disk does not say so yet.
-                grown = min(wish.spec.replicas + owed, wish.spec.max_replicas)
-                wish = replace(wish, spec=replace(wish.spec, replicas=grown))
-                await self.state.save_wish(wish.spec, down=wish.down)
-                agents = tuple(replace(agent, wish_owed=False) for agent in agents)
-            self._add(wish, agents)
+            grown, agents = with_acquired(wish.spec, self._recovered(wish.spec, mine, trees))
+            if grown != wish.spec:
+                await self.state.save_wish(grown, down=wish.down)
+            self._add(replace(wish, spec=grown), agents)
         self._strays = found
         await self.state.save(forget=[agent.id for agent in records if agent.fleet not in self.fleets])
         for tree in self._strays:
@@ -149,10 +145,15 @@ class Control:
     def agents(self) -> list[Agent]:
         return [agent for fleet in self.fleets.values() for agent in fleet.agents]
 
-    def measured(self, usage: Mapping[str, Usage]) -> None:
+    def warm_instances(self) -> frozenset[str]:
+        return frozenset(agent.id for fleet in self.fleets.values() for agent in fleet.warm_instances)
+
+    def measured(self, usage: Mapping[str, Usage], suspended: Collection[str]) -> None:
+        """What was measured, and which agents had been suspended before that."""
         self.usage = usage
         for fleet in self.fleets.values():
-            woken = [agent.id for agent in fleet.warm_instances if (seen := usage.get(agent.id)) and not seen.stopped]
+            waiting = [agent.id for agent in fleet.warm_instances if agent.id in suspended]
+            woken = [agent_id for agent_id in waiting if (seen := usage.get(agent_id)) and not seen.frozen]
             if woken:
                 fleet.supervisor.woken(woken)
         self._announce()
@@ -319,7 +320,9 @@ class Control:
             if target != before:
                 self._lift_hold()
             decision = await fleet.scale(replicas, delta=delta or 0)
-            before, target = (decision.current_replicas, decision.target_replicas) if decision else (fleet.wish.replicas, fleet.wish.replicas)
+            before, target = (
+                (decision.current_replicas, decision.target_replicas) if decision else (fleet.wish.replicas, fleet.wish.replicas)
+            )
         actions = [f"scale from {before} to {target}"] if target != before else []
         word = "would scale" if dry_run else "scaling"
         message = f"{name}: {word} from {before} to {target}" if actions else f"{name} is at {target} already"
@@ -330,6 +333,7 @@ class Control:
         before = fleet.spec.warm_pool.size if fleet.spec.warm_pool.enabled else 0
         actions = [f"resize the warm pool from {before} to {size}"] if size != before else []
         if actions and not dry_run:
+            self._lift_hold()
             await fleet.resize_warm_pool(size)
         message = f"{name}: {actions[0]}" if actions else f"{name}: the warm pool is for {size} already"
         return _change(name, fleet.wish.replicas, actions, message, dry_run=dry_run)
@@ -337,6 +341,7 @@ class Control:
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
         fleet = self._find(name)
         started = self._clock.monotonic()
+        self._lift_hold()
         result = await fleet.acquire(claim, require_warm=require_warm, timeout_seconds=timeout_seconds)
         return {
             "schema": "fleetctl/acquired/v1",

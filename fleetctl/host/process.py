@@ -210,42 +210,47 @@ class LocalLifecycleManager:
                         self._send(stat, number)
 
     async def suspend(self, agents: Sequence[Agent]) -> frozenset[str]:
-        self.signal(agents, signal.SIGSTOP)
-        # Looked up again after the stop: what was forked just before it is of the tree too.
-        trees = self._trees(agents)
-        for tree in trees.values():
-            for stat in tree:
-                if stat.state != "T":
+        for agent in agents:  # most trees are one group, which stops as one; it needs no look at all processes
+            if agent.process:
+                pidfd.send(agent.process, signal.SIGSTOP, group=True, held=self._pidfds.get(agent.process))
+        waiting, stopped = list(agents), set()
+        for _ in range(_ACKNOWLEDGE_TRIES):
+            # Looked for after the stop: what was forked just before it is of the tree too. In a thread, because it takes milliseconds.
+            trees = self._trees(waiting, await asyncio.to_thread(procfs.snapshot))
+            for agent_id, tree in trees.items():
+                awake = [stat for stat in tree if stat.state != "T"]
+                for stat in awake:
                     self._send(stat, signal.SIGSTOP)
-        stopped = await self._wait_until(trees, stopped=True)
-        self._suspended.update({agent_id: trees[agent_id] for agent_id in stopped})
-        return stopped
+                if tree and not awake:
+                    self._suspended[agent_id] = tree
+                    stopped.add(agent_id)
+            waiting = [agent for agent in waiting if trees[agent.id] and agent.id not in stopped]
+            if not waiting:
+                break
+            await asyncio.sleep(_ACKNOWLEDGE_SECONDS)
+        return frozenset(stopped)
 
     async def resume(self, agents: Sequence[Agent]) -> frozenset[str]:
-        # What was stopped is remembered: a scan of all processes would take longer than the rest.
+        # What was stopped is remembered: a look at all processes would take longer than all the rest.
         unknown = [agent for agent in agents if agent.id not in self._suspended]
         trees = {agent.id: self._suspended.pop(agent.id) for agent in agents if agent.id in self._suspended} | self._trees(unknown)
         for agent in agents:
             leader = agent.process
             for stat in sorted(trees[agent.id], key=lambda stat: leader is not None and stat.pid == leader.pid):
                 self._send(stat, signal.SIGCONT)
-        return await self._wait_until(trees, stopped=False)
-
-    async def _wait_until(self, trees: Mapping[str, Sequence[procfs.Stat]], *, stopped: bool) -> frozenset[str]:
-        """Ids of the trees whose every process is seen to be stopped, or none of them any more, within a moment."""
-        reached: set[str] = set()
+        resumed: set[str] = set()
         for tries in range(_ACKNOWLEDGE_TRIES):
-            for agent_id, tree in trees.items():
-                now = [found for stat in tree if (found := procfs.stat(stat.pid)) and found.alive and found.start_ticks == stat.start_ticks]
-                if now and all((stat.state == "T") is stopped for stat in now):
-                    reached.add(agent_id)
-            if len(reached) == len(trees):
+            seen = {agent_id: _states(trees[agent_id]) for agent_id in trees.keys() - resumed}
+            resumed |= {agent_id for agent_id, states in seen.items() if states and "T" not in states}
+            if not any(states and "T" in states for states in seen.values()):
                 break
             await asyncio.sleep(_ACKNOWLEDGE_SECONDS * (tries > 0))
-        return frozenset(reached)
+        return frozenset(resumed)
 
-    def claim(self, agent: Agent, claim: Mapping[str, object]) -> None:
+    def claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
         path = self._paths.agent_claim(agent.id)
+        if keep and os.path.exists(path):
+            return
         try:
             fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with open(fd, "w", encoding="utf-8") as file:
@@ -306,11 +311,11 @@ class LocalLifecycleManager:
             suspended=stat.state == "T" and environ.get(environment.LAUNCH) == "warm",
         )
 
-    def _trees(self, agents: Sequence[Agent]) -> dict[str, list[procfs.Stat]]:
+    def _trees(self, agents: Sequence[Agent], stats: Mapping[int, procfs.Stat] | None = None) -> dict[str, list[procfs.Stat]]:
         """The live processes of each agent's tree, by agent id."""
         if not agents:
             return {}
-        stats = procfs.snapshot()
+        stats = procfs.snapshot() if stats is None else stats
         sessions = {agent.process.pid: agent.id for agent in agents if agent.process and self._is_its_session(agent, stats)}
         tokens = {agent.token: agent.id for agent in agents if agent.token}
         members = {member: agent.id for agent in agents for member in self._members.get(agent.id, ())}
@@ -376,6 +381,12 @@ class LocalLifecycleManager:
         path = self._paths.agent_lock(agent.id)
         me = os.getpid()
         return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
+
+
+def _states(tree: Sequence[procfs.Stat]) -> set[str]:
+    """The states of those of these processes that still live."""
+    now = (procfs.stat(stat.pid) for stat in tree)
+    return {found.state for stat, found in zip(tree, now, strict=True) if found and found.alive and found.start_ticks == stat.start_ticks}
 
 
 def _lives(process: ProcessRef) -> bool:
