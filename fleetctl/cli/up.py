@@ -31,6 +31,7 @@ def up(
     name: Annotated[str | None, typer.Option("--name", metavar="FLEET", help="The fleet's name", show_default=False)] = None,
     least: Annotated[int | None, typer.Option("--min", metavar="N", help="Fewest agents", show_default=False)] = None,
     most: Annotated[int | None, typer.Option("--max", metavar="N", help="Most agents", show_default=False)] = None,
+    warm: Annotated[int | None, typer.Option("--warm", metavar="N", help="Suspended instances to keep ready", show_default=False)] = None,
     no_wait: NoWait = False,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="Give up waiting after this long (exit status 124); 0: never")
@@ -49,9 +50,10 @@ def up(
       fleetctl up --replicas 5
       fleetctl up -n 3 --name web -- python3 -m http.server 0
       fleetctl up --file deploy/fleet.toml --dry-run
+      fleetctl up --warm 5
     """
     limit = positive_seconds(timeout)
-    overrides = {"replicas": replicas, "name": name, "min_replicas": least, "max_replicas": most}
+    overrides = {"replicas": replicas, "name": name, "min_replicas": least, "max_replicas": most, "warm_pool.size": warm}
     loaded = _load(command or [], file, {key: value for key, value in overrides.items() if value is not None})
     with LocalEngine(state_dir) as engine:
         outcome = Outcome(json=json, dry_run=dry_run)
