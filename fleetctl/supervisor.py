@@ -71,6 +71,8 @@ class Supervisor:
         self._inbox: deque[Callable[[], None]] = deque()
         self._acquiring: dict[str, _Acquisition] = {}  # by the instance that is on its way to whoever asked
         self._claims: dict[str, Mapping[str, object]] = {}  # by the agent that is to find it when it starts
+        # Handed out by a daemon that died before it knew that they go on: the claim that may be there is the right one.
+        self._claimed_before = {agent.id for agent in self._agents.values() if agent.resume_owed}
         self._suspending: set[str] = set()
         self._tasks: set[asyncio.Task[Collection[str]]] = set()
         self.warm_hits = 0
@@ -228,8 +230,7 @@ class Supervisor:
                 case _:
                     assert_never(action)
         starting = [self._about_to_start(agent) for agent in starting]
-        await self._flush()
-        await self._resume(self._owed_a_resume())
+        await self._save_and_resume(self._owed_a_resume())
         self._stop(self._owed_a_stop())
         if killing:
             self._lifecycle.kill(killing)
@@ -277,14 +278,22 @@ class Supervisor:
         returned = replace(agent, pooled=True, ready=False, from_warm_pool=False, resume_owed=False, wish_owed=0)
         self._put(replace(returned, state=move(agent.state, Move.SUSPEND)))
 
-    async def _resume(self, agents: Sequence[Agent]) -> None:
+    async def _save_and_resume(self, agents: Sequence[Agent]) -> None:
+        """Have every change on disk, and only then let agents go on that left the warm pool. Their claims are written meanwhile."""
         if not agents:
+            await self._flush()
             return
-        for agent in agents:
-            if agent.id in self._acquiring:
-                self._claim(agent, self._acquiring[agent.id].claim)
-            else:  # one by a daemon that died before it knew that the agent goes on is as good
-                self._claim(agent, {}, keep=True)
+        saving = asyncio.ensure_future(self._flush())
+        await asyncio.sleep(0)
+        try:
+            for agent in agents:
+                claim = self._acquiring[agent.id].claim if agent.id in self._acquiring else {}
+                self._claim(agent, claim, keep=agent.id in self._claimed_before)
+        finally:
+            await saving
+        await self._resume(agents)
+
+    async def _resume(self, agents: Sequence[Agent]) -> None:
         resumed = await self._lifecycle.resume(agents)
         for agent in agents:
             taken = self._put(replace(agent, resume_owed=False, stale_deadline=None))

@@ -438,7 +438,7 @@ async def test_acquire_hands_out_the_oldest_at_once_and_the_pool_refills(world: 
         "tools": ["search"],
     }
     assert (world.fleet.wish.replicas, world.fleet.ready_replicas) == (3, 3)
-    assert len(world.pool) == 2
+    assert len(list(world.fleet.warm_instances)) == 2
     await world.full()
     assert len(world.fleet.warm_instances) == 3
     assert world.state.wishes["demo"][0].replicas == 3
@@ -757,6 +757,25 @@ async def test_a_claim_that_was_heard_already_is_not_overwritten_after_a_kill(wo
     await world.at_rest()
     assert written[agent_id]["tools"] == ["a"]
     assert agent_id in {agent.id for agent in world.replicas}
+
+
+@story()
+async def test_a_claim_of_whoever_never_got_the_agent_is_not_left_to_the_next(world: World) -> None:
+    await world.full()
+    world.state.fails = lambda attempt: True
+    with pytest.raises(StateDirectoryError):
+        await world.acquire(tools=["a"])
+    ((agent_id, claim),) = world.lifecycle.claims.items()
+    assert claim["tools"] == ["a"]
+    written = world.lifecycle.claims
+    await world.kill_9()
+    world.state.fails = lambda attempt: False
+    world.boot()
+    world.lifecycle.claims = written
+    await world.fleet.scale(3)
+    await world.at_rest()
+    assert [agent.id for agent in world.replicas if agent.from_warm_pool] == [agent_id]
+    assert written[agent_id]["tools"] == []
 
 
 MOVES = ["ask", "ask warm", "scale", "resize", "down", "up", "roll", "change", "crash", "wake", "stubborn", "kill", "fill", "heal", "wait"]

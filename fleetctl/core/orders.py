@@ -107,5 +107,7 @@ def is_due_to_start(agent: Agent, now: float) -> bool:
 
 def free_slots(agents: Sequence[Agent], count: int) -> list[int]:
     """The lowest slots that nobody has; those on their way out still have theirs."""
+    if count <= 0:
+        return []
     taken = {agent.slot for agent in agents}
     return [slot for slot in range(len(taken) + count) if slot not in taken][:count]

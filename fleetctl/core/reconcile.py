@@ -35,15 +35,15 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
         ]
     staying = [agent for agent in agents if not agent.leaving and not agent.pooled]
     surplus = len(staying) - wish.replicas
-    victims = _victims(staying)[: max(0, surplus)]
+    victims = _victims(staying)[:surplus] if surplus > 0 else []
     actions += [end(agent, "the fleet is taken down" if wish.down else f"scaled down to {wish.replicas}") for agent in victims]
     leaving = {agent.id for agent in victims}
     staying = [agent for agent in staying if agent.id not in leaving]
     starts: list[Action] = []
     if wish.mode is Mode.RUN:
-        warm = warmpool.available(wish.spec, agents)[: max(0, -surplus)]
+        warm = warmpool.available(wish.spec, agents)[:-surplus] if surplus < 0 else []
         starts += [Promote(agent) for agent in warm]
-        starts += [Create(slot) for slot in free_slots(agents, max(0, -surplus - len(warm)))]
+        starts += [Create(slot) for slot in free_slots(agents, -surplus - len(warm))]
         starts += [Start(agent) for agent in staying if is_due_to_start(agent, now)]
         # A roll waits for whatever starts, and must not start it a second time.
         actions += starts or _replacements(wish.spec, staying)

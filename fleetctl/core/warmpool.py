@@ -21,19 +21,23 @@ def wished_size(wish: Wish) -> int:
 
 def available(spec: FleetSpec, agents: Sequence[Agent]) -> list[Agent]:
     """The instances that can be handed out now, the oldest first."""
-    fit = [agent for agent in agents if _in_pool(agent) and _is_live(agent, AgentState.SUSPENDED) and _fresh(spec, agent)]
+    pool = [agent for agent in agents if _in_pool(agent) and _is_live(agent, AgentState.SUSPENDED) and agent.replace is Replace.NO]
+    wanted = spec.process_hash if pool else ""
+    fit = [agent for agent in pool if agent.spec_hash == wanted]
     return sorted(fit, key=lambda agent: (agent.started_clock or 0.0, agent.slot))
 
 
 def orders(wish: Wish, agents: Sequence[Agent], now: float, *, busy: bool) -> list[Action]:
     """Suspend who is ready, retire who is outdated, stale or surplus, and refill at a pace; nothing new while the fleet is `busy`."""
     pool = [agent for agent in agents if _in_pool(agent)]
-    reasons = {agent.id: _unfit(wish, agent, now) for agent in pool}
+    wanted = wish.spec.process_hash if pool else ""  # once: it is dear
+    reasons = {agent.id: _unfit(agent, wanted, now) for agent in pool}
     retired = [end(agent, reason) for agent in pool if (reason := reasons[agent.id])]
     fit = [agent for agent in pool if not reasons[agent.id]]
     size = wished_size(wish)
-    fit.sort(key=lambda agent: (agent.state is AgentState.SUSPENDED, agent.created_at, agent.slot))
     surplus = max(0, len(fit) - size)
+    if surplus:
+        fit.sort(key=lambda agent: (agent.state is AgentState.SUSPENDED, agent.created_at, agent.slot))
     dropped = [end(agent, f"the warm pool holds {size}") for agent in fit[:surplus]]
     kept = fit[surplus:]
     suspended = [Suspend(agent) for agent in kept if _is_live(agent, AgentState.RUNNING) and agent.ready]
@@ -63,15 +67,11 @@ def _in_pool(agent: Agent) -> bool:
     return agent.pooled and not agent.leaving
 
 
-def _fresh(spec: FleetSpec, agent: Agent) -> bool:
-    return agent.spec_hash == spec.process_hash and agent.replace is Replace.NO
-
-
-def _unfit(wish: Wish, agent: Agent, now: float) -> str:
+def _unfit(agent: Agent, wanted: str, now: float) -> str:
     """Why the instance has to go, or nothing."""
     if agent.replace is not Replace.NO:
         return "restart"
-    if agent.process is not None and not _fresh(wish.spec, agent):
+    if agent.process is not None and agent.spec_hash != wanted:
         return "the spec changed"
     if agent.state is AgentState.SUSPENDED and agent.stale_deadline is not None and agent.stale_deadline <= now:
         return "stale in the warm pool"
