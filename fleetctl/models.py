@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -126,6 +127,19 @@ class GracefulDrainSpec:
     checkpoint_before_drain: Annotated[bool, Setting(doc="Save a checkpoint before an agent is stopped", supported=False)] = True
 
 
+@lru_cache(maxsize=256)  # asked for at every look of every fleet
+def _process_hash(
+    command: tuple[str, ...],
+    shell: bool,
+    cwd: str,
+    environment: tuple[tuple[str, str], ...],
+    env_file: str | None,
+    secret_env: tuple[tuple[str, str], ...],
+) -> str:
+    parts = [list(command), shell, cwd, dict(environment), env_file, dict(secret_env)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSpec:
     """The wish: everything `[fleet]` in `fleet.toml` may say. Durations in seconds, sizes in bytes."""
@@ -160,8 +174,8 @@ class FleetSpec:
     @property
     def process_hash(self) -> str:
         """Changes exactly when a running process no longer matches the spec and has to be replaced."""
-        parts = [list(self.command), self.shell, self.cwd, dict(self.environment), self.env_file, dict(self.secret_env)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        variables, secrets = tuple(sorted(self.environment.items())), tuple(sorted(self.secret_env.items()))
+        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets)
 
     @property
     def stop_signal_number(self) -> int:

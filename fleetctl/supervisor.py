@@ -175,6 +175,9 @@ class Supervisor:
         """Carry out orders until the rules have no more, or only such as wait for the outside."""
         while True:
             self._take_in()
+            if self._acquiring:  # somebody waits: before anything else
+                await self._save_and_resume(self._owed_a_resume())
+                continue
             planned = plan(self.wish, list(self._agents.values()), self._clock.monotonic())
             actions = [action for action in planned if not (isinstance(action, Suspend) and action.agent.id in self._suspending)]
             if not actions and not self._inbox and not self._owed_a_stop() and not self._owed_a_resume():
@@ -279,19 +282,13 @@ class Supervisor:
         self._put(replace(returned, state=move(agent.state, Move.SUSPEND)))
 
     async def _save_and_resume(self, agents: Sequence[Agent]) -> None:
-        """Have every change on disk, and only then let agents go on that left the warm pool. Their claims are written meanwhile."""
-        if not agents:
-            await self._flush()
-            return
-        saving = asyncio.ensure_future(self._flush())
-        await asyncio.sleep(0)
-        try:
-            for agent in agents:
-                claim = self._acquiring[agent.id].claim if agent.id in self._acquiring else {}
-                self._claim(agent, claim, keep=agent.id in self._claimed_before)
-        finally:
-            await saving
-        await self._resume(agents)
+        """Write the claims of agents that leave the warm pool, have every change on disk, and only then let them go on."""
+        for agent in agents:
+            claim = self._acquiring[agent.id].claim if agent.id in self._acquiring else {}
+            self._claim(agent, claim, keep=agent.id in self._claimed_before)
+        await self._flush()
+        if agents:
+            await self._resume(agents)
 
     async def _resume(self, agents: Sequence[Agent]) -> None:
         resumed = await self._lifecycle.resume(agents)
@@ -342,6 +339,8 @@ class Supervisor:
 
     def _miss_the_dead(self) -> None:
         """An instance that ended on its way to whoever acquired it: it goes, and the next one is looked for."""
+        if not self._acquiring:
+            return
         owed = {agent.id for agent in self._owed_a_resume()}
         for agent_id in [agent_id for agent_id in self._acquiring if agent_id not in owed]:
             wanted, agent = self._acquiring.pop(agent_id), self._agents.get(agent_id)

@@ -21,9 +21,18 @@ def wished_size(wish: Wish) -> int:
 
 def available(spec: FleetSpec, agents: Sequence[Agent]) -> list[Agent]:
     """The instances that can be handed out now, the oldest first."""
-    pool = [agent for agent in agents if _in_pool(agent) and _is_live(agent, AgentState.SUSPENDED) and agent.replace is Replace.NO]
-    wanted = spec.process_hash if pool else ""
-    fit = [agent for agent in pool if agent.spec_hash == wanted]
+    wanted = spec.process_hash
+    fit = [
+        agent
+        for agent in agents  # somebody waits for the answer: no calls in here
+        if agent.pooled
+        and agent.state is AgentState.SUSPENDED
+        and not agent.leaving
+        and agent.process is not None
+        and agent.leader_exit is None
+        and agent.replace is Replace.NO
+        and agent.spec_hash == wanted
+    ]
     return sorted(fit, key=lambda agent: (agent.started_clock or 0.0, agent.slot))
 
 

@@ -228,6 +228,8 @@ class LocalLifecycleManager:
             if not waiting:
                 break
             await asyncio.sleep(_ACKNOWLEDGE_SECONDS)
+        # Somebody will wait for their claims, and to make a file takes longer than to write and rename it.
+        await asyncio.to_thread(_make_files, [f"{self._paths.agent_claim(agent_id)}.tmp" for agent_id in stopped])
         return frozenset(stopped)
 
     async def resume(self, agents: Sequence[Agent]) -> frozenset[str]:
@@ -253,8 +255,8 @@ class LocalLifecycleManager:
             return
         try:
             fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                json.dump(claim, file)
+            with open(fd, "wb") as file:
+                file.write(json.dumps(claim).encode())
             os.replace(f"{path}.tmp", path)
         except OSError as error:
             raise StateDirectoryError(f"{path}: {error.strerror}") from error
@@ -275,7 +277,8 @@ class LocalLifecycleManager:
     def discard(self, agent: Agent) -> None:
         self._members.pop(agent.id, None)
         self._suspended.pop(agent.id, None)
-        for path in (self._paths.agent_lock(agent.id), self._paths.agent_claim(agent.id)):
+        claim = self._paths.agent_claim(agent.id)
+        for path in (self._paths.agent_lock(agent.id), claim, f"{claim}.tmp"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
         with contextlib.suppress(OSError):
@@ -381,6 +384,12 @@ class LocalLifecycleManager:
         path = self._paths.agent_lock(agent.id)
         me = os.getpid()
         return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
+
+
+def _make_files(paths: Sequence[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # whoever writes it will say
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
 def _states(tree: Sequence[procfs.Stat]) -> set[str]:
