@@ -19,19 +19,13 @@ from tests.bench.figures import Figure, table
 from tests.real.harness import Place, eventually, spec
 
 POOL, ACQUISITIONS, ANSWERS = 100, 300, 30
-# A service as people write them: it has something to import before it can listen.
+# A service as people write them: it has libraries to import before it can listen.
 SERVICE = """
-import asyncio, concurrent.futures, email, http.client, http.server, json, os, socketserver, sqlite3, ssl, urllib.request, xml.etree
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"right")
-    def address_string(self):
-        return "unix"
-    def log_message(self, *words):
-        pass
-socketserver.UnixStreamServer(os.environ["STATE_DIRECTORY"] + "/s", Handler).serve_forever()
+import os, pydantic, uvicorn
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"right"})
+uvicorn.run(app, uds=os.environ["STATE_DIRECTORY"] + "/s", lifespan="off", log_level="error")
 """
 
 
@@ -137,7 +131,7 @@ def bench_first_answer() -> list[Figure]:
         by_hand_cold = [cold_by_hand(number) for number in range(ANSWERS // 3)]
         place.client.scale("bench", 1)
         eventually(lambda: len(place.agents()) == 1, "the cold ones are gone", 60)
-        place.client.apply("bench", pooled(ANSWERS + 5, service, 1.0))
+        place.client.apply("bench", pooled(ANSWERS + 5, service, 2.0))
         eventually(lambda: filled(place, ANSWERS + 5), "the pool is full", 300)
         warm = []
         for _ in range(ANSWERS):
