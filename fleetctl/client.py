@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from fleetctl.daemon.wire import (
+    Acquired,
     AgentDetail,
     Change,
     Connection,
@@ -80,6 +81,29 @@ class Client:
         """Ask for `replicas` agents, or for `delta` more (or fewer). Raises NotFound; UsageError when out of bounds, or on both or none."""
         wish = {key: value for key, value in (("replicas", replicas), ("delta", delta)) if value is not None}
         return cast(Change, self._connection.request("POST", f"/v1/fleets/{quoted(name)}/scale", {**wish, "dry_run": dry_run}))
+
+    def resize_warm_pool(self, name: str, size: int, dry_run: bool = False) -> Change:
+        """Keep so many suspended instances of the fleet ready; 0 keeps none. Raises NotFound."""
+        return cast(Change, self._connection.request("POST", f"/v1/fleets/{quoted(name)}/warm", {"size": size, "dry_run": dry_run}))
+
+    def acquire(
+        self,
+        name: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        tools: Sequence[str] = (),
+        require_warm: bool = False,
+        timeout_seconds: float = 30.0,
+    ) -> Acquired:
+        """One more agent: at once from the warm pool, else by a cold start, which is ready when this returns. The fleet grows by it.
+
+        `environment` and `tools` are written to its claim file before it goes on. Raises NotFound, UsageError where the fleet is as
+        large as it may be, WarmPoolEmpty with `require_warm`, TimedOut where the cold start takes longer (it goes on).
+        """
+        claim = {"environment": dict(environment or {}), "tools": list(tools)}
+        body = {"claim": claim, "require_warm": require_warm, "timeout_seconds": timeout_seconds}
+        target, timeout = f"/v1/fleets/{quoted(name)}/acquire", timeout_seconds + self.timeout
+        return cast(Acquired, self._connection.request("POST", target, body, timeout=timeout))
 
     def restart(self, name: str, agents: Sequence[str] | None = None, all_at_once: bool = False, dry_run: bool = False) -> Change:
         """Replace the fleet's agents (or those with these ids) by new ones, one after the other or all at once. Raises NotFound."""

@@ -91,6 +91,13 @@ class TimedOut(FleetctlError):
     code, exit_status, http_status = "E2009", EXIT_TIMEOUT, 504
 
 
+class WarmPoolEmpty(FleetctlError):
+    """The warm pool has no instance to hand out."""
+
+    code, http_status = "E2010", 409
+    hint = "leave out --require-warm to start a new agent instead; `fleetctl warm status` shows the pool"
+
+
 class ScaleUpFailed(FleetctlError):
     """Scale up failed (lifecycle manager not available)."""
 

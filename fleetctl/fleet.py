@@ -2,16 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from fleetctl.core.reconcile import Mode, Wish
-from fleetctl.errors import NotFound, UsageError
-from fleetctl.models import Agent, AgentState, Event, FleetSpec, Replace, ScalingDecision
+from fleetctl.core import warmpool
+from fleetctl.core.orders import Mode, Wish
+from fleetctl.errors import FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
+from fleetctl.models import Agent, AgentState, Event, FleetSpec, Replace, ScalingDecision, SpawnResult
 from fleetctl.ports import Clock, LifecycleManager, StateManager
 from fleetctl.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+_SAVE_AFTER_SECONDS = 0.1
+_DISK_RETRY_SECONDS = 1.0
+_REASONS = {
+    "up": "asked for by up",
+    "down": "the fleet is taken down",
+    "manual": "asked for by scale",
+    "acquire": "one more was acquired",
+}
 
 
 class FleetManager:
@@ -30,20 +41,25 @@ class FleetManager:
         last_output: Callable[[Agent], Sequence[str]] = lambda agent: (),
     ) -> None:
         self._state, self._clock = state_manager, clock
-        self._on_event = on_event
+        self._on_event, self._on_change = on_event, on_change
+        self._changed = asyncio.Event()
+        self.warm_misses = 0
+        self._grown: list[ScalingDecision] = []  # by acquisitions, and not on disk yet
+        self._saver: asyncio.Task[None] | None = None
         self.supervisor = Supervisor(
             wish,
             lifecycle=lifecycle_manager,
             state=state_manager,
             clock=clock,
             agents=agents,
-            on_change=on_change,
+            on_change=self._announce,
             on_event=on_event,
             last_output=last_output,
         )
         self._task: asyncio.Task[None] | None = None
         # A change builds on the wish it finds: one at a time, or the disk and we keep different ones.
         self._changing = asyncio.Lock()
+        self._storing = asyncio.Lock()
 
     @property
     def wish(self) -> Wish:
@@ -64,33 +80,97 @@ class FleetManager:
 
     async def close(self) -> None:
         """Stop looking after the agents; touches none of them."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._saver) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def apply(self, spec: FleetSpec) -> bool:
         """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed."""
         async with self._changing:
             changed = spec != self.spec or self.wish.down
             if changed:
-                await self._set(replace(self.wish, spec=spec, down=False, down_now=False), self.wish.replicas, "up")
-            return changed
+                await self._set(replace(self.wish, spec=spec, down=False, down_now=False), "up")
+        return changed
 
-    async def scale(self, replicas: int, cause: str = "manual") -> ScalingDecision | None:
-        """Wish for so many agents; None where that is the wish already. Raises UsageError outside the fleet's bounds."""
+    async def scale(self, replicas: int | None = None, *, delta: int = 0, cause: str = "manual") -> ScalingDecision | None:
+        """Wish for so many agents, or so many more; None where that is the wish already. Raises UsageError outside the bounds."""
         async with self._changing:
-            check_replicas(self.spec, replicas)
-            if replicas == self.wish.replicas and not self.wish.down:
+            target = replicas if replicas is not None else max(0, self.wish.replicas + delta)
+            check_replicas(self.spec, target)
+            if target == self.wish.replicas and not self.wish.down:
                 return None
-            before = self.wish.replicas
-            return await self._set(
-                replace(self.wish, spec=replace(self.spec, replicas=replicas), down=False, down_now=False), before, cause
-            )
+            return await self._set(replace(self.wish, spec=replace(self.spec, replicas=target), down=False, down_now=False), cause)
+
+    async def resize_warm_pool(self, size: int) -> None:
+        """Hold so many warm instances; 0 holds none."""
+        async with self._changing:
+            pool = replace(self.spec.warm_pool, size=size, enabled=size > 0)
+            await self._set(replace(self.wish, spec=replace(self.spec, warm_pool=pool)), "warm")
 
     async def take_down(self, *, now: bool) -> None:
         """Wish that nothing of the fleet remain; with `now`, without time for the agents to finish."""
         async with self._changing:
-            await self._set(replace(self.wish, down=True, down_now=now or self.wish.down_now), self.wish.replicas, "down")
+            await self._set(replace(self.wish, down=True, down_now=now or self.wish.down_now), "down")
+
+    async def acquire(self, claim: Mapping[str, object], *, require_warm: bool, timeout_seconds: float) -> SpawnResult:
+        """One more agent, at once from the warm pool, else by a cold start; the wish grows by it.
+
+        `claim` reaches it through its claim file. Raises WarmPoolEmpty with `require_warm`, UsageError where the fleet is as large as
+        it may be, StateDirectoryError on a full disk, TimedOut where the cold start is not ready in time (it goes on).
+        """
+        async with self._changing:
+            before = self.wish.replicas
+            check_replicas(self.spec, before + 1)
+            try:
+                agent = await self.supervisor.acquire(claim, cold=not require_warm)
+            finally:
+                if self.wish.replicas > before:
+                    self._save_grown_wish(before)
+        if agent is None or not agent.from_warm_pool:
+            self.warm_misses += 1
+        if agent is None:
+            raise WarmPoolEmpty(f"the warm pool of fleet {self.spec.name} has no instance to hand out")
+        if not agent.from_warm_pool:
+            agent = await self._wait_ready(agent.id, timeout_seconds)
+        pid = agent.process.pid if agent.process else None
+        return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=agent.from_warm_pool, pid=pid)
+
+    def _save_grown_wish(self, before: int) -> None:
+        """Behind the caller's back: that the agent counts is on disk already, with the agent."""
+        self._grown.append(self._decision(before, self.wish.replicas, "acquire"))
+        if self._saver is None or self._saver.done():
+            self._saver = asyncio.create_task(self._store_grown())
+
+    async def _store_grown(self) -> None:
+        """A little later, so that many acquisitions in a row are one write, and none waits for that of the last."""
+        while self._grown:
+            await asyncio.sleep(_SAVE_AFTER_SECONDS)
+            try:
+                async with self._storing:
+                    spec, decisions = self.spec, list(self._grown)
+                    if not self.wish.down:  # else its end is on disk
+                        await self._state.save_wish(spec, down=False)
+                    await self._record(decisions)
+                    del self._grown[: len(decisions)]
+                self.supervisor.wish_saved(spec.replicas)
+            except StateDirectoryError as error:
+                log.error("%s: %s", spec.name, error.message)
+                await asyncio.sleep(_DISK_RETRY_SECONDS)
+
+    async def _wait_ready(self, agent_id: str, timeout_seconds: float) -> Agent:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    changed = self._changed
+                    agent = next((agent for agent in self.agents if agent.id == agent_id), None)
+                    if agent is not None and agent.ready:
+                        return agent
+                    if agent is not None and (agent.leaving or agent.state is AgentState.FAILED):
+                        raise FleetctlError(f"the new agent {agent_id} does not become ready: {agent.note}")
+                    await changed.wait()
+        except TimeoutError:
+            raise TimedOut(f"the new agent {agent_id} is not ready after {timeout_seconds:g} s; it goes on starting") from None
 
     def restart(self, agent_ids: Sequence[str] | None, *, all_at_once: bool) -> list[str]:
         """Replace the processes of these agents, or of all; the ids concerned. Raises NotFound."""
@@ -108,36 +188,70 @@ class FleetManager:
 
     @property
     def ready_replicas(self) -> int:
-        return sum(agent.ready and not agent.leaving for agent in self.agents)
+        return sum(agent.ready and not agent.leaving and not agent.pooled for agent in self.agents)
 
     @property
-    def settled(self) -> bool:
-        """Whether the fleet is as wished: every agent ready (or completed), nobody leaving."""
-        done = [agent for agent in self.agents if agent.ready or agent.state is AgentState.TERMINATED]
-        return len(self.agents) == len(done) == self.wish.replicas
+    def warm_instances(self) -> tuple[Agent, ...]:
+        """The suspended instances of the pool."""
+        return tuple(agent for agent in self.agents if agent.pooled and agent.state is AgentState.SUSPENDED and not agent.leaving)
 
-    async def _set(self, wish: Wish, before: int, cause: str) -> ScalingDecision | None:
-        await self._state.save_wish(wish.spec, down=wish.down)
-        # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
-        self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
-        return await self.record_size(before, cause) if wish.replicas != before else None
+    def warm_pool_stats(self) -> dict[str, object]:
+        """Sizes and how often the pool had what was asked for, in percent; None before anything was asked for."""
+        hits, misses = self.supervisor.warm_hits, self.warm_misses
+        return {
+            "enabled": self.spec.warm_pool.enabled,
+            "current_size": len(self.warm_instances),
+            "target_size": warmpool.wished_size(self.wish),
+            "hits": hits,
+            "misses": misses,
+            "hit_rate_percent": round(100.0 * hits / (hits + misses), 1) if hits + misses else None,
+        }
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._on_change()
+
+    async def _set(self, wish: Wish, cause: str) -> ScalingDecision | None:
+        before = self.wish.replicas
+        async with self._storing:
+            await self._state.save_wish(wish.spec, down=wish.down)
+            # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
+            self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
+            if self._grown or any(agent.wish_owed for agent in self.agents):
+                # What was acquired before counts no longer beyond this wish, not even after a kill.
+                self.supervisor.wish_saved(sys.maxsize)
+                await self.supervisor.wait_saved()
+        if wish.replicas == before:
+            return None
+        return await self.record_size(before, cause)
 
     async def record_size(self, before: int, cause: str) -> ScalingDecision:
         """Write down that the wished size is what it is now, and was `before`."""
-        name, replicas = self.spec.name, self.wish.replicas
-        decision = ScalingDecision(
-            action="scale_up" if replicas > before else "scale_down",
-            target_replicas=replicas,
-            current_replicas=before,
-            reason={"up": "asked for by up", "down": "the fleet is taken down"}.get(cause, "asked for by scale"),
-            at=self._clock.time(),
-            cause=cause,
-        )
-        message = f"{name}: {before} -> {replicas}, {decision.reason}"
-        event = Event(at=decision.at, kind="fleet.scaled", fleet=name, message=message)
-        await self._state.save(events=[event], history=[(name, decision)])
-        self._on_event(event)
+        decision = self._decision(before, self.wish.replicas, cause)
+        await self._record([decision])
         return decision
+
+    def _decision(self, before: int, after: int, cause: str) -> ScalingDecision:
+        action = "scale_up" if after > before else "scale_down"
+        return ScalingDecision(
+            action=action, target_replicas=after, current_replicas=before, reason=_REASONS[cause], at=self._clock.time(), cause=cause
+        )
+
+    async def _record(self, decisions: Sequence[ScalingDecision]) -> None:
+        name = self.spec.name
+        events = [
+            Event(
+                at=one.at,
+                kind="fleet.scaled",
+                fleet=name,
+                message=f"{name}: {one.current_replicas} -> {one.target_replicas}, {one.reason}",
+            )
+            for one in decisions
+        ]
+        await self._state.save(events=events, history=[(name, one) for one in decisions])
+        for event in events:
+            self._on_event(event)
 
 
 def check_replicas(spec: FleetSpec, replicas: int) -> None:

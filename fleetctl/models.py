@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -111,9 +112,11 @@ class WarmPoolSpec:
     """`[fleet.warm_pool]`: suspended instances that answer at once."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    enabled: Annotated[bool, Setting(doc="Keep warm instances", supported=False)] = True
-    size: Annotated[int, Setting(doc="Warm instances kept", ge=0, le=1000, supported=False)] = 5
-    refresh_interval_seconds: Annotated[float, Setting(doc="Time between two maintenance rounds", gt=0, supported=False)] = 3600.0
+    # The specification's default is true, and is what its FleetManager gets. A fleet of an arbitrary command has to ask for it: an
+    # agent that takes work from a queue may be suspended with a piece of it in its hands.
+    enabled: Annotated[bool, Setting(doc="Keep suspended instances ready beside the replicas; true where the section is given")] = False
+    size: Annotated[int, Setting(doc="Suspended instances kept ready", ge=0, le=1000)] = 5
+    refresh_interval_seconds: Annotated[float, Setting(doc="An instance twice as old as this is replaced", gt=0)] = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,19 @@ class GracefulDrainSpec:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     timeout_seconds: Annotated[float, Setting(doc="Time an agent has to finish before it is killed", ge=0, le=86400)] = 30.0
     checkpoint_before_drain: Annotated[bool, Setting(doc="Save a checkpoint before an agent is stopped", supported=False)] = True
+
+
+@lru_cache(maxsize=256)  # asked for at every look of every fleet
+def _process_hash(
+    command: tuple[str, ...],
+    shell: bool,
+    cwd: str,
+    environment: tuple[tuple[str, str], ...],
+    env_file: str | None,
+    secret_env: tuple[tuple[str, str], ...],
+) -> str:
+    parts = [list(command), shell, cwd, dict(environment), env_file, dict(secret_env)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +175,8 @@ class FleetSpec:
     @property
     def process_hash(self) -> str:
         """Changes exactly when a running process no longer matches the spec and has to be replaced."""
-        parts = [list(self.command), self.shell, self.cwd, dict(self.environment), self.env_file, dict(self.secret_env)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        variables, secrets = tuple(sorted(self.environment.items())), tuple(sorted(self.secret_env.items()))
+        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets)
 
     @property
     def stop_signal_number(self) -> int:
@@ -200,6 +216,9 @@ class Agent:
     The boot's monotonic clock is the same for every process of a boot, so deadlines stay true over the daemon's death.
     `leader_exit` is set from the leader's exit until the rest of its process tree is gone; `leaving`: not replaced when gone.
     `rolled`: its process replaced an outdated one and has not been ready since.
+    `pooled`: in the warm pool, no replica; `resume_owed`: a replica now, but not yet told to go on;
+    `wish_owed`: acquired, and so many replicas are wished since; 0 once that is in the stored wish.
+    `stale_deadline`: set from its first suspension until it is handed out.
     """
 
     id: str
@@ -224,6 +243,10 @@ class Agent:
     replace: Replace = Replace.NO
     rolled: bool = False
     last_exit: Exit | None = None
+    pooled: bool = False
+    resume_owed: bool = False
+    wish_owed: int = 0
+    stale_deadline: float | None = None
     from_warm_pool: bool = False
     note: str = ""
 
@@ -240,6 +263,8 @@ class Found:
     leader: ProcessRef | None
     started_at: float
     started_clock: float
+    suspended: bool = False
+    """Started for the warm pool, and stopped now."""
 
 
 class Identity(StrEnum):
@@ -252,12 +277,16 @@ class Identity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one agent's whole process tree uses. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set, summed."""
+    """What one agent's whole process tree uses. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set, summed.
+
+    `stopped`: its leader is, by a signal; `frozen`: all of it is.
+    """
 
     cpu_percent: float | None
     memory_bytes: int
     processes: int
     stopped: bool = False
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +299,16 @@ class Event:
     message: str
     agent_id: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnResult:
+    """An agent that was handed out; `from_warm_pool` False means a cold start."""
+
+    agent_id: str
+    state: AgentState
+    from_warm_pool: bool
+    pid: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

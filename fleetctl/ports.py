@@ -3,7 +3,7 @@
 `host/` implements these for this machine, `testing.py` as public fakes. The three managers' names are the specification's.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from fleetctl.models import Agent, Event, Exit, FleetSpec, Identity, ProcessRef, ScalingDecision, Usage
@@ -40,6 +40,21 @@ class LifecycleManager(Protocol):
 
     def kill(self, agents: Sequence[Agent]) -> None:
         """SIGKILL every live process of the trees of these agents, as often as it takes to leave no time to fork."""
+        ...
+
+    async def suspend(self, agents: Sequence[Agent]) -> Collection[str]:
+        """Stop every process of these agents' trees where it stands; the ids of those that were seen to have stopped."""
+        ...
+
+    async def resume(self, agents: Sequence[Agent]) -> Collection[str]:
+        """Let suspended agents go on; the ids of those that were seen to do so."""
+        ...
+
+    def claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
+        """Write what an agent learns late, whole or not at all, where its FLEETCTL_CLAIM points; `keep`: unless it is there already.
+
+        Raises StateDirectoryError.
+        """
         ...
 
     def release(self, process: ProcessRef) -> None:

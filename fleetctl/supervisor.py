@@ -10,14 +10,15 @@ import random
 import secrets
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
-from fleetctl.core import restarts
+from fleetctl.core import restarts, warmpool
 from fleetctl.core.lifecycle import Move, move
-from fleetctl.core.reconcile import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Start, Wish, next_deadline, plan
-from fleetctl.errors import DrainTimeout, SpawnFailed, StateDirectoryError
+from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Promote, Start, Suspend, Wish, free_slots
+from fleetctl.core.reconcile import next_deadline, plan
+from fleetctl.errors import DrainTimeout, FleetctlError, SpawnFailed, StateDirectoryError
 from fleetctl.models import Agent, AgentState, Event, Exit, ProcessRef, Replace
 from fleetctl.ports import Clock, LifecycleManager, StateManager
 
@@ -29,6 +30,15 @@ _TROUBLE_RETRY_SECONDS = 1.0
 _KILL_AGAIN_SECONDS = 1.0
 _LEFTOVER_SECONDS = 5.0
 _NAMED_SURVIVORS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Acquisition:
+    """Somebody who wants one more agent, and shall be told which; `cold`: a new one will do."""
+
+    claim: Mapping[str, object]
+    cold: bool
+    answer: "asyncio.Future[Agent | None]"
 
 
 class Supervisor:
@@ -59,6 +69,13 @@ class Supervisor:
         self._events: list[Event] = []
         self._unsaved: list[asyncio.Future[None]] = []  # who waits for the next write
         self._inbox: deque[Callable[[], None]] = deque()
+        self._acquiring: dict[str, _Acquisition] = {}  # by the instance that is on its way to whoever asked
+        self._claims: dict[str, Mapping[str, object]] = {}  # by the agent that is to find it when it starts
+        # Handed out by a daemon that died before it knew that they go on: the claim that may be there is the right one.
+        self._claimed_before = {agent.id for agent in self._agents.values() if agent.resume_owed}
+        self._suspending: set[str] = set()
+        self._tasks: set[asyncio.Task[Collection[str]]] = set()
+        self.warm_hits = 0
         # Agents whose leader has ended, until nothing of their trees is left.
         self._ending = {agent.id for agent in self._agents.values() if _leaderless(agent)}
         self._wake = asyncio.Event()
@@ -94,10 +111,36 @@ class Supervisor:
         found = list(agents)
         self._post(lambda: self._take_over(found))
 
+    def acquire(self, claim: Mapping[str, object], *, cold: bool) -> "asyncio.Future[Agent | None]":
+        """One agent beyond the wish: the oldest warm instance, once it goes on; else, with `cold`, a new one at once, not ready yet.
+
+        The agent is told the claim. None where the pool has none and it may not be cold. Raises FleetctlError where the fleet can
+        have no more, StateDirectoryError where the disk is full. The wish grows by the agent, which remembers that until the caller
+        has had the wish saved, and says so with `wish_saved`. Until the answer nobody else may change the number of replicas.
+        """
+        wanted = _Acquisition(claim, cold, asyncio.get_running_loop().create_future())
+        self._post(lambda: self._acquire(wanted))
+        return wanted.answer
+
+    def wish_saved(self, replicas: int) -> None:
+        """A wish for so many is on disk."""
+        self._post(lambda: self._forget_owed_wishes(replicas))
+
+    def woken(self, agent_ids: Collection[str]) -> None:
+        """These suspended agents were found running: a stranger continued them."""
+        self._post(lambda: self._retire_woken(agent_ids))
+
     async def run(self) -> None:
         """Until cancelled. Cancelling touches no agent."""
         for agent in list(self._agents.values()):
             self._watch(agent)
+        try:
+            await self._run()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    async def _run(self) -> None:
         while True:
             self._wake.clear()
             pause = None
@@ -111,6 +154,7 @@ class Supervisor:
                 if self.trouble is None:
                     log.error("%s: %s", self.wish.spec.name, error)
                 self.trouble = str(error)
+                self._refuse_acquisitions(error)
                 pause = _TROUBLE_RETRY_SECONDS
             self._publish()
             await self._sleep(pause)
@@ -131,28 +175,44 @@ class Supervisor:
         """Carry out orders until the rules have no more, or only such as wait for the outside."""
         while True:
             self._take_in()
-            actions = plan(self.wish, list(self._agents.values()), self._clock.monotonic())
-            if not actions and not self._inbox and not self._owed_a_stop():
+            if self._acquiring:  # somebody waits: before anything else
+                await self._save_and_resume(self._owed_a_resume())
+                continue
+            planned = plan(self.wish, list(self._agents.values()), self._clock.monotonic())
+            actions = [action for action in planned if not (isinstance(action, Suspend) and action.agent.id in self._suspending)]
+            if not actions and not self._inbox and not self._owed_a_stop() and not self._owed_a_resume():
                 await self._flush()
                 return
             await self._carry_out(actions)
             self._publish()
 
     def _owed_a_stop(self) -> list[Agent]:
-        return [agent for agent in self._agents.values() if agent.state is AgentState.DRAINING and not agent.stop_sent]
+        """One that is being suspended has to wait: a stop behind our CONT would leave it stopped."""
+        return [
+            agent
+            for agent in self._agents.values()
+            if agent.state is AgentState.DRAINING and not agent.stop_sent and agent.id not in self._suspending
+        ]
+
+    def _owed_a_resume(self) -> list[Agent]:
+        return [
+            agent for agent in self._agents.values() if agent.resume_owed and agent.state is AgentState.RUNNING and not agent.leader_exit
+        ]
 
     def _take_in(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
         self._collect_ended()
+        self._miss_the_dead()
 
     async def _carry_out(self, actions: Sequence[Action]) -> None:
         starting: list[Agent] = []
         killing: list[Agent] = []
+        suspending: list[Agent] = []
         for action in actions:
             match action:
-                case Create(slot):
-                    starting.append(self._created(slot))
+                case Create(slot, pooled):
+                    starting.append(self._created(slot, pooled))
                 case Start(agent):
                     starting.append(agent)
                 case BecomeReady(agent):
@@ -160,6 +220,10 @@ class Supervisor:
                         replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, ready_deadline=None, note="")
                     )
                     self._tell("agent.ready", f"{agent.id} is ready", agent)
+                case Suspend(agent):
+                    suspending.append(agent)
+                case Promote(agent):
+                    self._promote(agent)
                 case Drain(agent, leaving, reason):
                     self._drain(agent, leaving, reason)
                 case Kill(agent):
@@ -169,7 +233,7 @@ class Supervisor:
                 case _:
                     assert_never(action)
         starting = [self._about_to_start(agent) for agent in starting]
-        await self._flush()
+        await self._save_and_resume(self._owed_a_resume())
         self._stop(self._owed_a_stop())
         if killing:
             self._lifecycle.kill(killing)
@@ -177,15 +241,146 @@ class Supervisor:
             self._spawn(agent)
             if number % _SPAWNS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
+        self._suspend(suspending)
         await self._flush()
 
-    def _created(self, slot: int) -> Agent:
+    def _suspend(self, agents: Sequence[Agent]) -> None:
+        """Takes its time, so it happens beside the loop; what comes of it is an event like every other."""
+        if not agents:
+            return
+        self._suspending.update(agent.id for agent in agents)
+        task = asyncio.ensure_future(self._lifecycle.suspend(agents))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._post(lambda: self._suspended(agents, done)))
+
+    def _suspended(self, agents: Sequence[Agent], done: "asyncio.Task[Collection[str]]") -> None:
+        self._tasks.discard(done)
+        # Without a descriptor left nothing can be signalled, and so nothing be suspended.
+        stopped = () if isinstance(done.exception(), OSError) else done.result()
+        interval = self.wish.spec.warm_pool.refresh_interval_seconds
+        for before in agents:
+            self._suspending.discard(before.id)
+            agent = self._agents.get(before.id)
+            if agent is None or agent.process != before.process or agent.state is not AgentState.RUNNING or agent.leader_exit:
+                continue
+            if agent.id not in stopped:
+                self._drain(agent, leaving=True, reason="it could not be suspended")
+                continue
+            # Jitter, so that a pool filled at once is not renewed at once.
+            age = interval * (1.9 + 0.2 * self._random.random())
+            stale = (agent.started_clock or self._clock.monotonic()) + age
+            self._put(replace(agent, state=move(agent.state, Move.SUSPEND), ready=False, stale_deadline=stale))
+            self._tell("agent.suspended", f"{agent.id} waits in the warm pool", agent)
+
+    def _promote(self, agent: Agent, *, wish_owed: int = 0) -> None:
+        promoted = replace(agent, pooled=False, ready=True, from_warm_pool=True, resume_owed=True, wish_owed=wish_owed, note="")
+        self._put(replace(promoted, state=move(agent.state, Move.RESUME)))
+
+    def _take_back(self, agent: Agent) -> None:
+        """It was not told to go on yet, and goes on waiting in the pool."""
+        returned = replace(agent, pooled=True, ready=False, from_warm_pool=False, resume_owed=False, wish_owed=0)
+        self._put(replace(returned, state=move(agent.state, Move.SUSPEND)))
+
+    async def _save_and_resume(self, agents: Sequence[Agent]) -> None:
+        """Write the claims of agents that leave the warm pool, have every change on disk, and only then let them go on."""
+        for agent in agents:
+            claim = self._acquiring[agent.id].claim if agent.id in self._acquiring else {}
+            self._claim(agent, claim, keep=agent.id in self._claimed_before)
+        await self._flush()
+        if agents:
+            await self._resume(agents)
+
+    async def _resume(self, agents: Sequence[Agent]) -> None:
+        resumed = await self._lifecycle.resume(agents)
+        for agent in agents:
+            taken = self._put(replace(agent, resume_owed=False, stale_deadline=None))
+            if agent.id in resumed:
+                self.warm_hits += 1
+                self._tell("agent.resumed", f"{agent.id} left the warm pool", taken)
+            else:
+                self._drain(taken, leaving=True, reason="it could not be resumed")
+        self._publish()
+        for agent in agents:
+            if agent.id in resumed and (wanted := self._acquiring.pop(agent.id, None)) and not wanted.answer.done():
+                wanted.answer.set_result(self._agents[agent.id])
+        self._miss_the_dead()
+        await asyncio.sleep(0)  # whoever waits for one hears of it before anything is started
+
+    def _claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
+        identity = {"schema": "fleetctl/claim/v1", "agent_id": agent.id, "fleet": agent.fleet, "slot": agent.slot}
+        self._lifecycle.claim(agent, {"environment": {}, "tools": [], **claim, **identity}, keep=keep)
+
+    def _acquire(self, wanted: _Acquisition) -> None:
+        if wanted.answer.done():  # whoever asked has gone
+            return
+        wish = self.wish
+        if wish.down or wish.mode is not Mode.RUN:
+            reason = "is being taken down" if wish.down else "starts nothing now"
+            wanted.answer.set_exception(FleetctlError(f"fleet {wish.spec.name} {reason}, so nothing of it can be acquired"))
+            return
+        agents = list(self._agents.values())
+        oldest = warmpool.available(wish.spec, agents)[:1]
+        if not oldest and not wanted.cold:
+            wanted.answer.set_result(None)
+            return
+        size = wish.replicas + 1
+        self.wish = replace(wish, spec=replace(wish.spec, replicas=size))
+        if oldest:
+            self._acquiring[oldest[0].id] = wanted
+            self._promote(oldest[0], wish_owed=size)
+            return
+        (slot,) = free_slots(agents, 1)
+        agent = self._put(replace(self._created(slot, pooled=False), wish_owed=size))
+        self._claims[agent.id] = wanted.claim
+        wanted.answer.set_result(agent)
+
+    def _shrink_wish(self) -> None:
+        self.wish = replace(self.wish, spec=replace(self.wish.spec, replicas=max(0, self.wish.spec.replicas - 1)))
+
+    def _miss_the_dead(self) -> None:
+        """An instance that ended on its way to whoever acquired it: it goes, and the next one is looked for."""
+        if not self._acquiring:
+            return
+        owed = {agent.id for agent in self._owed_a_resume()}
+        for agent_id in [agent_id for agent_id in self._acquiring if agent_id not in owed]:
+            wanted, agent = self._acquiring.pop(agent_id), self._agents.get(agent_id)
+            self._shrink_wish()
+            if agent is not None and agent.process is None:
+                self._forget(agent)
+            elif agent is not None:
+                self._put(replace(agent, leaving=True, wish_owed=0))
+            self._post(lambda wanted=wanted: self._acquire(wanted))  # type: ignore[misc]  # the default binds it
+
+    def _refuse_acquisitions(self, error: Exception) -> None:
+        """Nothing is handed out that could not be remembered."""
+        for agent in self._owed_a_resume():
+            wanted = self._acquiring.pop(agent.id, None)
+            if wanted is None:
+                continue
+            self._shrink_wish()
+            self._take_back(agent)
+            if not wanted.answer.done():
+                wanted.answer.set_exception(StateDirectoryError(str(error)))
+
+    def _forget_owed_wishes(self, replicas: int) -> None:
+        for agent in list(self._agents.values()):
+            if 0 < agent.wish_owed <= replicas:
+                self._put(replace(agent, wish_owed=0))
+
+    def _retire_woken(self, agent_ids: Collection[str]) -> None:
+        for agent_id in agent_ids:
+            agent = self._agents.get(agent_id)
+            if agent is not None and agent.state is AgentState.SUSPENDED and agent.pooled:
+                self._tell("agent.woken", f"{agent_id} was continued by somebody else and is replaced", agent)
+                self._drain(agent, leaving=True, reason="it was continued by somebody else")
+
+    def _created(self, slot: int, pooled: bool) -> Agent:
         while True:
             agent_id = f"{self.wish.spec.name}-{''.join(self._random.choices(_ID_ALPHABET, k=5))}"
             if agent_id not in self._agents and agent_id not in self._forgotten:
                 break
         # Into the table at once: the next one must not get the same name.
-        return self._put(Agent(id=agent_id, fleet=self.wish.spec.name, slot=slot, created_at=self._clock.time()))
+        return self._put(Agent(id=agent_id, fleet=self.wish.spec.name, slot=slot, created_at=self._clock.time(), pooled=pooled))
 
     def _about_to_start(self, agent: Agent) -> Agent:
         """The intent, to be on disk before the process exists; its token finds the process should we not live to record it."""
@@ -209,10 +404,16 @@ class Supervisor:
 
     def _spawn(self, agent: Agent) -> None:
         try:
+            if agent.id in self._claims:
+                self._claim(agent, self._claims[agent.id])
             process = self._lifecycle.spawn(agent, self.wish.spec)
+        except StateDirectoryError as error:  # its claim could not be written
+            self._could_not_start(agent, SpawnFailed(error.message))
+            return
         except SpawnFailed as error:
             self._could_not_start(agent, error)
             return
+        self._claims.pop(agent.id, None)
         now = self._clock.monotonic()
         started = self._put(
             replace(
@@ -294,9 +495,13 @@ class Supervisor:
             ready=False,
             ready_deadline=None,
             drain_deadline=None,
+            stale_deadline=None,
+            resume_owed=False,
             stop_sent=False,
         )
-        if agent.leaving:
+        if agent.leaving or (agent.pooled and agent.stale_deadline is not None):
+            # What dies in the pool did nothing wrong and was nobody: a fresh one takes its place.
+            gone = replace(gone, leaving=True)
             self._put(replace(gone, state=move(agent.state, Move.FINISH)))
             self._tell("agent.stopped", f"{agent.id} stopped ({exit})", agent)
         elif asked and self.wish.mode is Mode.STOP:
@@ -370,6 +575,7 @@ class Supervisor:
         self._agents.pop(agent.id, None)
         self._dirty.discard(agent.id)
         self._ending.discard(agent.id)
+        self._claims.pop(agent.id, None)
         self._forgotten.add(agent.id)
         self._lifecycle.discard(agent)
 

@@ -9,7 +9,7 @@ import asyncio
 import selectors
 import signal
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -81,7 +81,7 @@ async def settled() -> None:
 
 @dataclass(slots=True, kw_only=True)
 class FakeProcess:
-    """One process of a `FakeMachine`. With `ignores_stop` only SIGKILL ends it; `stopped` as by SIGSTOP."""
+    """One process of a `FakeMachine`. With `ignores_stop` only SIGKILL ends it; `stopped` as by SIGSTOP; `warm`: for a warm pool."""
 
     ref: ProcessRef
     agent_id: str
@@ -94,6 +94,7 @@ class FakeProcess:
     started_clock: float
     ignores_stop: bool = False
     stopped: bool = False
+    warm: bool = False
     waiting_signal: int | None = None
     exit: Exit | None = None
     reaped: bool = False
@@ -128,6 +129,7 @@ class FakeMachine:
             spec_hash=agent.spec_hash,
             leads=leads,
             ignores_stop=ignores_stop,
+            warm=agent.pooled,
             started_at=self.clock.time(),
             started_clock=self.clock.monotonic(),
         )
@@ -186,7 +188,9 @@ class FakeLifecycleManager:
     """`ports.LifecycleManager` over a `FakeMachine`, and like the real one with `find`.
 
     `spawn_errors`: for each of the next spawns the error it raises, or None. `ignore_stop`: new processes do not act on the stop
-    signal. `spawned`, `sent` and `killed` record what was asked for, by agent id.
+    signal. `suspend_seconds`: how long it takes. `cannot_suspend`, `cannot_resume`: ids of agents that do not do it; `claim_errors`:
+    for each of the next claims the error it raises, or None. `spawned`, `sent`, `suspended`, `resumed` and `killed` record what was
+    asked for, by agent id; `claims` what was written.
     """
 
     def __init__(self, machine: FakeMachine | None = None) -> None:
@@ -194,6 +198,13 @@ class FakeLifecycleManager:
         self.machine.ended = self._ended
         self.spawn_errors: deque[SpawnFailed | None] = deque()
         self.ignore_stop = False
+        self.suspend_seconds = 0.0
+        self.cannot_suspend: set[str] = set()
+        self.cannot_resume: set[str] = set()
+        self.claim_errors: deque[StateDirectoryError | None] = deque()
+        self.claims: dict[str, Mapping[str, object]] = {}
+        self.suspended: list[str] = []
+        self.resumed: list[str] = []
         self.spawned: list[str] = []
         self.sent: list[tuple[str, int]] = []
         self.killed: list[str] = []
@@ -237,6 +248,32 @@ class FakeLifecycleManager:
             for process in self._tree(agent):
                 self.machine.send(process, signal.SIGKILL)
 
+    async def suspend(self, agents: Sequence[Agent]) -> Collection[str]:
+        for agent in agents:
+            self.suspended.append(agent.id)
+            self._send_all(agent, signal.SIGSTOP, unless=self.cannot_suspend)
+        await asyncio.sleep(self.suspend_seconds)
+        return [agent.id for agent in agents if (tree := self._tree(agent)) and all(process.stopped for process in tree)]
+
+    async def resume(self, agents: Sequence[Agent]) -> Collection[str]:
+        for agent in agents:
+            self.resumed.append(agent.id)
+            self._send_all(agent, signal.SIGCONT, unless=self.cannot_resume)
+        await asyncio.sleep(0)
+        return [agent.id for agent in agents if (tree := self._tree(agent)) and not any(process.stopped for process in tree)]
+
+    def _send_all(self, agent: Agent, number: int, *, unless: Collection[str]) -> None:
+        for process in self._tree(agent):
+            if agent.id not in unless:
+                self.machine.send(process, number)
+
+    def claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
+        error = self.claim_errors.popleft() if self.claim_errors else None
+        if error is not None:
+            raise error
+        if not (keep and agent.id in self.claims):
+            self.claims[agent.id] = claim
+
     def release(self, process: ProcessRef) -> None:
         self._watched.pop(process, None)
         found = self._exactly(process)
@@ -251,6 +288,7 @@ class FakeLifecycleManager:
 
     def discard(self, agent: Agent) -> None:
         self.discarded.append(agent.id)
+        self.claims.pop(agent.id, None)
 
     def find(self) -> list[Found]:
         """Every live tree, as a scan after a crash finds it."""
@@ -266,6 +304,7 @@ class FakeLifecycleManager:
                     leader=process.ref if process.leads else None,
                     started_at=process.started_at,
                     started_clock=process.started_clock,
+                    suspended=process.warm and process.stopped,
                 )
         return list(trees.values())
 

@@ -211,7 +211,7 @@ def test_flag_applies_to_every_fleet_of_a_file_but_a_name_to_one(folder: Path) -
         ({"replicas": 10000}, {}, "--replicas 10000 is more than max_replicas (100); raise max_replicas or ask for fewer"),
         ({"replicas": -1}, {}, "--replicas -1: must be a whole number from 0 to 100000"),
         ({"min_replicas": 7, "max_replicas": 3}, {}, "--min 7 is more than max_replicas (3); raise max_replicas or lower min_replicas"),
-        ({"warm_pool.size": 3}, {}, "--warm 3: not supported yet; leave it out"),
+        ({"warm_pool.size": -3}, {}, "--warm -3: must be a whole number from 0 to 1000"),
         ({"name": "Web"}, {}, '--name "Web": must be 1 to 40 lower-case letters, digits and dashes'),
         ({"replica": 3}, {}, "--replica: no such setting; did you mean replicas?"),
         ({}, {"FLEETCTL_REPLICAS": "ten"}, 'FLEETCTL_REPLICAS="ten": must be a whole number from 0 to 100000'),
@@ -323,7 +323,6 @@ MISTAKES = [
     (HEAD + "stop_signal = 15\n", ["fleet.stop_signal = 15: must be the name of a signal, like TERM or INT"]),
     # not there yet
     (HEAD + "target_cpu_utilization = 70.0\n", ["fleet.toml:4: fleet.target_cpu_utilization = 70: not supported yet"]),
-    (HEAD + "warm_pool = { enabled = false }\n", ["fleet.toml:4: fleet.warm_pool.enabled = false: not supported yet"]),
     (
         HEAD + "[graceful_drain]\ncheckpoint_before_drain = true\n",
         ["fleet.toml:5: graceful_drain.checkpoint_before_drain = true: not supported yet"],
@@ -530,7 +529,7 @@ def _nested(depth: int) -> Any:
         {**MINIMAL, "restart": None},
         {**MINIMAL, "command": {"0": "x"}},
         {**MINIMAL, "schema": "x"},
-        {**MINIMAL, "warm_pool": {"size": 6}},
+        {**MINIMAL, "warm_pool": {"size": 1001}},
     ],
 )
 def test_bad_json_is_a_config_error(data: Any) -> None:
@@ -562,6 +561,19 @@ def test_unsupported_setting_passes_at_its_default_and_not_otherwise() -> None:
     config.spec_from_json({**MINIMAL, "target_cpu_utilization": 70, "warm_pool": {"enabled": True}})
     with pytest.raises(ConfigError, match=r"^target_cpu_utilization = 60: not supported yet"):
         config.spec_from_json({**MINIMAL, "target_cpu_utilization": 60})
+
+
+@pytest.mark.parametrize(
+    ("section", "enabled"),
+    [
+        ("", False),
+        ("[warm_pool]\nsize = 3\n", True),
+        ("[warm_pool]\nsize = 0\n", False),
+        ("[warm_pool]\nsize = 3\nenabled = false\n", False),
+    ],
+)
+def test_whoever_says_how_the_warm_pool_shall_be_wants_one(folder: Path, section: str, enabled: bool) -> None:
+    assert load_one(folder, HEAD + section).spec.warm_pool.enabled is enabled
 
 
 # Whether it can run

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetctl.core.reconcile import Mode, Wish
+from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover
 from fleetctl.errors import SpawnFailed
 from fleetctl.models import Agent, AgentState, FleetSpec, GracefulDrainSpec, ProcessRef, ReadinessSpec, Replace, RestartPolicy, RestartSpec

@@ -27,6 +27,7 @@ FAMILIES = {
     "look": ("status", "ps"),
     "logs": ("logs",),
     "restart": ("restart",),
+    "warm": ("warm", "acquire"),
     "explore": ("inspect", "history", "events"),
     "wait": ("wait",),
     "simulate": ("simulate",),

@@ -207,6 +207,11 @@ def telling_first(note: str) -> str:
     return "; ".join([*([f'"{output}"'] if output else []), *how, *parts])
 
 
+def note_text(agent: Object) -> str:
+    """The note; an instance of the warm pool says that it is one, because it counts for nothing else."""
+    return "; ".join(filter(None, ["in the warm pool" if agent["pooled"] else "", agent["note"]]))
+
+
 def state_style(agent: Object) -> str:
     return "cyan" if agent["state"] == "running" and not agent["ready"] else _STATE_STYLE.get(str(agent["state"]), "")
 
@@ -225,7 +230,7 @@ _NUMBERS = (
     Column("UPTIME", lambda agent: duration(agent["uptime_seconds"]), right=True, drop=2, least=6),
     Column("RESTARTS", lambda agent: agent["restarts"], right=True, drop=7),
     Column("LAST EXIT", lambda agent: last_exit(agent["last_exit"]), drop=8, shrink=True),
-    Column("NOTE", lambda agent: agent["note"], drop=1, least=12, shrink=True, reword=telling_first),
+    Column("NOTE", lambda agent: note_text(agent), drop=1, least=12, shrink=True, reword=telling_first),
 )
 STATUS_COLUMNS = (_AGENT, _STATE, *_NUMBERS)
 PS_COLUMNS = (_AGENT, _FLEET, _STATE, *_NUMBERS)
@@ -330,6 +335,20 @@ def ps_lines(agents: Sequence[Object], width: int | None) -> list[Line]:
     return table(PS_COLUMNS, agents, width)
 
 
+WARM_COLUMNS = (
+    Column("FLEET", lambda fleet: fleet["name"]),
+    Column("WARM", lambda fleet: fleet["warm_pool"]["current_size"], right=True),
+    Column("WANTED", lambda fleet: fleet["warm_pool"]["target_size"] if fleet["warm_pool"]["enabled"] else "off", right=True),
+    Column("HITS", lambda fleet: or_dash(fleet["warm_pool"]["hits"]), right=True),
+    Column("MISSES", lambda fleet: or_dash(fleet["warm_pool"]["misses"]), right=True),
+    Column("HIT RATE", lambda fleet: percent(fleet["warm_pool"]["hit_rate_percent"]), right=True),
+)
+
+
+def warm_lines(fleets: Sequence[Object], width: int | None) -> list[Line]:
+    return table(WARM_COLUMNS, fleets, width) if fleets else [[("no fleets; `fleetctl up` starts one", "dim")]]
+
+
 HISTORY_COLUMNS = (
     Column("TIME", lambda entry: moment(entry["at"])),
     Column("FLEET", lambda entry: entry["fleet"], drop=3),
@@ -367,7 +386,7 @@ def agent_lines(agent: Object, width: int | None) -> list[Line]:
             ("Agent", agent["id"]),
             ("Fleet", f"{agent['fleet']}, slot {agent['slot']}"),
             ("State", state_text(agent)),
-            ("Note", agent["note"]),
+            ("Note", note_text(agent)),
             ("Pid", agent["pid"]),
             ("Uptime", duration(agent["uptime_seconds"])),
             ("CPU", percent(agent["cpu_percent"])),

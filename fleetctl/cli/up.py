@@ -38,6 +38,7 @@ def up(
     name: Annotated[str | None, typer.Option("--name", metavar="FLEET", help="The fleet's name", show_default=False)] = None,
     least: Annotated[int | None, typer.Option("--min", metavar="N", help="Fewest agents", show_default=False)] = None,
     most: Annotated[int | None, typer.Option("--max", metavar="N", help="Most agents", show_default=False)] = None,
+    warm: Annotated[int | None, typer.Option("--warm", metavar="N", help="Suspended instances to keep ready", show_default=False)] = None,
     no_wait: NoWait = False,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="Give up waiting after this long (exit status 124); 0: never")
@@ -57,9 +58,10 @@ def up(
       fleetctl up -n 3 --name web -- python3 -u -m http.server 0
       fleetctl up api worker
       fleetctl up --file deploy/fleet.toml --dry-run
+      fleetctl up --warm 5
     """
     limit = positive_seconds(timeout)
-    overrides = {"replicas": replicas, "name": name, "min_replicas": least, "max_replicas": most}
+    overrides = {"replicas": replicas, "name": name, "min_replicas": least, "max_replicas": most, "warm_pool.size": warm}
     given = {key: value for key, value in overrides.items() if value is not None}
     loaded, in_file = _load(command or [], file, given, dashes="--" in ctx.find_root().obj)
     with LocalEngine(state_dir) as engine:

@@ -25,8 +25,16 @@ def find(status: "Status", name: str) -> "FleetStatus | None":
 
 
 def counted(fleet: "FleetStatus") -> "list[AgentStatus]":
-    """The agents that count as replicas, or are on their way out: warm instances are neither."""
-    return [agent for agent in fleet["agents"] if agent["state"] != "suspended"]
+    """The agents that count as replicas, or are on their way out: instances of the warm pool are neither."""
+    return [agent for agent in fleet["agents"] if not agent["pooled"]]
+
+
+def warm(fleet: "FleetStatus | None") -> bool:
+    """Whether the warm pool is as it is to be: so many suspended instances, and nobody on the way in or out."""
+    if fleet is None:
+        return False
+    pool = [agent for agent in fleet["agents"] if agent["pooled"]]
+    return len(pool) == fleet["warm_pool"]["target_size"] and all(agent["state"] == "suspended" for agent in pool)
 
 
 def settled(fleet: "FleetStatus | None") -> bool:
@@ -39,7 +47,7 @@ def settled(fleet: "FleetStatus | None") -> bool:
 
 def failed(fleet: "FleetStatus | None") -> "list[AgentStatus]":
     """Agents that nothing will bring up soon: they crash over and over, cannot start, or said that they cannot."""
-    return [agent for agent in fleet["agents"] if agent["state"] == "failed" and not agent["replacing"]] if fleet else []
+    return [agent for agent in counted(fleet) if agent["state"] == "failed" and not agent["replacing"]] if fleet else []
 
 
 def gave_up(fleet: "FleetStatus | None") -> bool:
@@ -191,6 +199,21 @@ def wait_until_settled(
         (fleet["name"], explain_failures(engine, fleet["name"], failed(fleet))) for fleet in outcome.fleets if gave_up(fleet)
     ]
     return "" if outcome.failures else summary(status, names) + "\n"
+
+
+def wait_until_warm(engine: "LocalEngine", names: Sequence[str], timeout: float | None) -> "Status":
+    """Watch the fleets until the warm pool of each is as it is to be; the status then. Raises FleetctlError where that is in vain."""
+
+    def done(status: "Status") -> bool:
+        fleets = {name: find(status, name) for name in names}
+        for name, fleet in fleets.items():
+            if fleet is None or fleet["down"]:
+                raise FleetctlError(f"{name} was taken down meanwhile")
+            if lost := [agent for agent in fleet["agents"] if agent["pooled"] and agent["state"] in ("failed", "terminated")]:
+                raise explain_failures(engine, name, lost)
+        return all(map(warm, fleets.values()))
+
+    return Watched(engine, names).until(done, timeout=timeout, what="the warm pool is not as asked for")
 
 
 def explain_failures(engine: "LocalEngine", fleet: str, agents: "Sequence[AgentStatus]") -> FleetctlError:

@@ -53,7 +53,7 @@ def check(given: Mapping[str, Any], *, refuse_unsupported_defaults: bool = True)
     """The spec, or what is wrong: the first problem of each key, in the order found."""
     found: dict[KeyPath, Problem] = {}
     values = _scrubbed(given, (), found)
-    values = _with_shell_string(_with_replicas(values))
+    values = _with_warm_pool(_with_shell_string(_with_replicas(values)))
     for rule in _RULES:
         _add(found, rule(values))
     _add(found, _unsupported(values, even_defaults=refuse_unsupported_defaults))
@@ -180,6 +180,12 @@ def _with_replicas(values: dict[str, Any]) -> dict[str, Any]:
 def _with_shell_string(values: dict[str, Any]) -> dict[str, Any]:
     command = values.get("command")
     return {**values, "command": [command]} if values.get("shell") is True and isinstance(command, str) else values
+
+
+def _with_warm_pool(values: dict[str, Any]) -> dict[str, Any]:
+    """Whoever says how the pool shall be wants one."""
+    pool = values.get("warm_pool")
+    return {**values, "warm_pool": {"enabled": pool.get("size") != 0, **pool}} if isinstance(pool, dict) and pool else values
 
 
 def _number_in(values: Mapping[str, Any], *path: str) -> Any:  # Any: int or float; None where it is not a number

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fleetctl.models import Agent, AgentState, Exit, Found, Identity
+from fleetctl.models import Agent, AgentState, Exit, FleetSpec, Found, Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,13 @@ def recover(
     return Recovery(agents=tuple(table.values()), adopted=tuple(adopted), ended=tuple(ended), strays=tuple(strays))
 
 
+def with_acquired(spec: FleetSpec, agents: Sequence[Agent]) -> tuple[FleetSpec, tuple[Agent, ...]]:
+    """Agents that were acquired just before the daemon died count, though the stored wish does not say so yet."""
+    owed = max((agent.wish_owed for agent in agents if not agent.leaving), default=0)
+    replicas = max(spec.replicas, min(owed, spec.max_replicas))
+    return replace(spec, replicas=replicas), tuple(replace(agent, wish_owed=0) for agent in agents)
+
+
 def _recover_one(record: Agent, identity: Identity | None, *, boot_id: str, now: float, wall: float) -> Agent:
     if record.process is None:
         return _rested(record, now)
@@ -81,6 +88,8 @@ def _rebooted(record: Agent) -> Agent:
         failures=(),
         leader_exit=None,
         stop_sent=False,
+        resume_owed=False,
+        stale_deadline=None,
     )
     if record.leaving:
         return replace(fresh, state=AgentState.TERMINATED)
@@ -105,6 +114,7 @@ def _adopt(tree: Found, known: Agent | None, now: float) -> Agent:
     return replace(
         base,
         state=AgentState.STARTING,
+        pooled=tree.suspended or (known is not None and known.pooled),
         token=tree.token,
         spec_hash=tree.spec_hash,
         process=tree.leader,

@@ -19,6 +19,8 @@ from fleetctl.daemon import wire
 from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN
 
 MOST_REPLICAS = 100_000
+MOST_WARM = 1_000
+VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 BEAT_SECONDS = 2.0  # a watched status is sent at least this often
 OVERLAP_EVENTS = 1000  # more than can happen while the past is read from the database
 
@@ -42,6 +44,10 @@ class Control(Protocol):
     async def apply(self, name: str, spec: Mapping[str, Any], *, replicas_given: bool, dry_run: bool) -> dict[str, Any]: ...
 
     async def scale(self, name: str, *, replicas: int | None, delta: int | None, dry_run: bool) -> dict[str, Any]: ...
+
+    async def resize_warm_pool(self, name: str, *, size: int, dry_run: bool) -> dict[str, Any]: ...
+
+    async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> dict[str, Any]: ...
 
     async def restart(self, name: str, *, agents: Sequence[str] | None, all_at_once: bool, dry_run: bool) -> dict[str, Any]: ...
 
@@ -132,6 +138,29 @@ _SCALE = _object(
         "replicas": {"type": "integer", "minimum": 0, "maximum": MOST_REPLICAS, "description": "Agents wanted; this or `delta`"},
         "delta": {"type": "integer", "minimum": -MOST_REPLICAS, "maximum": MOST_REPLICAS, "description": "So many more, or fewer"},
         "dry_run": _DRY_RUN,
+    }
+)
+_WARM = _object(
+    {"size": {"type": "integer", "minimum": 0, "maximum": MOST_WARM, "description": "Instances to keep suspended"}, "dry_run": _DRY_RUN},
+    ["size"],
+)
+_CLAIM = _object(
+    {
+        "environment": {
+            "type": "object",
+            "propertyNames": {"type": "string", "pattern": VARIABLE_PATTERN},
+            "additionalProperties": {"type": "string", "maxLength": 32_768},
+            "maxProperties": 1_000,
+            "default": {},
+        },
+        "tools": {"type": "array", "items": {"type": "string", "maxLength": 1_024}, "maxItems": 1_000, "default": []},
+    }
+)
+_ACQUIRE = _object(
+    {
+        "claim": {**_CLAIM, "default": {"environment": {}, "tools": []}, "description": "What the agent is told in its claim file"},
+        "require_warm": {"type": "boolean", "default": False, "description": "Fail where the warm pool is empty, instead of starting one"},
+        "timeout_seconds": {"type": "number", "minimum": 0, "maximum": 3600, "default": 30, "description": "For a cold start to be ready"},
     }
 )
 _RESTART = _object(
@@ -235,6 +264,17 @@ async def _scale(call: Call) -> Answer:
     return await call.control.scale(call.path["fleet"], replicas=replicas, delta=delta, dry_run=call.body["dry_run"])
 
 
+async def _resize_warm_pool(call: Call) -> Answer:
+    return await call.control.resize_warm_pool(call.path["fleet"], size=call.body["size"], dry_run=call.body["dry_run"])
+
+
+async def _acquire(call: Call) -> Answer:
+    body = call.body
+    return await call.control.acquire(
+        call.path["fleet"], claim=body["claim"], require_warm=body["require_warm"], timeout_seconds=body["timeout_seconds"]
+    )
+
+
 async def _restart(call: Call) -> Answer:
     body = call.body
     return await call.control.restart(call.path["fleet"], agents=body["agents"], all_at_once=body["all_at_once"], dry_run=body["dry_run"])
@@ -293,6 +333,22 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="POST", path="/v1/fleets/{fleet}/scale", summary="Ask for more or fewer agents", run=_scale, reply=wire.Change, body=_SCALE
+    ),
+    Operation(
+        method="POST",
+        path="/v1/fleets/{fleet}/warm",
+        summary="Keep more or fewer suspended instances ready",
+        run=_resize_warm_pool,
+        reply=wire.Change,
+        body=_WARM,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/fleets/{fleet}/acquire",
+        summary="Get one more agent, at once where the warm pool has one",
+        run=_acquire,
+        reply=wire.Acquired,
+        body=_ACQUIRE,
     ),
     Operation(
         method="POST",
@@ -368,6 +424,8 @@ def check(value: Any, schema: Schema, where: str) -> Any:
         return [check(item, schema["items"], f"{where}[{index}]") for index, item in enumerate(value)]
     elif isinstance(value, dict) and "properties" in schema:
         return _check_object(value, schema, where)
+    elif isinstance(value, dict) and "propertyNames" in schema:
+        return _check_map(value, schema, where)
     return value
 
 
@@ -380,6 +438,8 @@ def _check_text(value: str, schema: Schema, where: str) -> None:
     # fullmatch, because the `$` of a pattern also matches before a final newline
     if "pattern" in schema and not re.fullmatch(schema["pattern"], value):
         raise usage(f"{where}: {_shown(value)} cannot be the name of a fleet or agent (lower-case letters, digits and dashes)")
+    if len(value) > schema.get("maxLength", math.inf):
+        raise usage(f"{where}: {len(value)} characters are more than {schema['maxLength']}")
     if "enum" in schema and value not in schema["enum"]:
         raise usage(f"{where}: {_shown(value)} is not one of {', '.join(schema['enum'])}")
 
@@ -398,6 +458,16 @@ def _check_object(value: Mapping[str, Any], schema: Schema, where: str) -> dict[
     return {
         name: check(value[name], rule, f"{where}.{name}") if name in value else rule.get("default") for name, rule in properties.items()
     }
+
+
+def _check_map(value: Mapping[str, Any], schema: Schema, where: str) -> dict[str, Any]:
+    """A table of names and values, such as variables."""
+    if len(value) > schema["maxProperties"]:
+        raise usage(f"{where}: more than {schema['maxProperties']} fields")
+    for name in value:
+        if not re.fullmatch(schema["propertyNames"]["pattern"], name):
+            raise usage(f"{where}: {_shown(name)} cannot be the name of a variable (letters, digits and underscores)")
+    return {name: check(item, schema["additionalProperties"], f"{where}.{name}") for name, item in value.items()}
 
 
 def parse_path(given: Mapping[str, str]) -> dict[str, str]:

@@ -7,15 +7,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import fleetctl
 from fleetctl import config
-from fleetctl.core.reconcile import Mode, Wish
-from fleetctl.core.recover import recover
+from fleetctl.core.orders import Mode, Wish
+from fleetctl.core.recover import recover, with_acquired
 from fleetctl.errors import ConfigError, NotFound, UsageError
 from fleetctl.fleet import FleetManager, check_replicas
 from fleetctl.host import logread, metrics, procfs
@@ -69,7 +69,10 @@ class Control:
             mine = [agent for agent in records if agent.fleet == name]
             trees = [tree for tree in found if tree.fleet == name]
             found = [tree for tree in found if tree.fleet != name]
-            self._add(wish, self._recovered(wish.spec, mine, trees))
+            grown, agents = with_acquired(wish.spec, self._recovered(wish.spec, mine, trees))
+            if grown != wish.spec:
+                await self.state.save_wish(grown, down=wish.down)
+            self._add(replace(wish, spec=grown), agents)
         self._strays = found
         await self.state.save(forget=[agent.id for agent in records if agent.fleet not in self.fleets])
         for tree in self._strays:
@@ -147,8 +150,17 @@ class Control:
     def agents(self) -> list[Agent]:
         return [agent for fleet in self.fleets.values() for agent in fleet.agents]
 
-    def measured(self, usage: Mapping[str, Usage]) -> None:
+    def warm_instances(self) -> frozenset[str]:
+        return frozenset(agent.id for fleet in self.fleets.values() for agent in fleet.warm_instances)
+
+    def measured(self, usage: Mapping[str, Usage], suspended: Collection[str]) -> None:
+        """What was measured, and which agents had been suspended before that."""
         self.usage = usage
+        for fleet in self.fleets.values():
+            waiting = [agent.id for agent in fleet.warm_instances if agent.id in suspended]
+            woken = [agent_id for agent_id in waiting if (seen := usage.get(agent_id)) and not seen.frozen]
+            if woken:
+                fleet.supervisor.woken(woken)
         self._announce()
 
     # -- what others are told
@@ -317,18 +329,47 @@ class Control:
 
     async def _scale(self, fleet: FleetManager, replicas: int | None, delta: int | None, *, dry_run: bool) -> Json:
         name = fleet.spec.name
-        if fleet.wish.down:
-            raise UsageError(f"fleet {name} is being taken down", hint="`fleetctl up` starts it again")
+        _refuse_if_down(fleet)
         before = fleet.wish.replicas
         target = replicas if replicas is not None else before + (delta or 0)
         check_replicas(fleet.spec, target)
+        if not dry_run:
+            if target != before:
+                self._lift_hold()
+            decision = await fleet.scale(replicas, delta=delta or 0)
+            before, target = (
+                (decision.current_replicas, decision.target_replicas) if decision else (fleet.wish.replicas, fleet.wish.replicas)
+            )
         actions = [f"scale from {before} to {target}"] if target != before else []
-        if actions and not dry_run:
-            self._lift_hold()
-            await fleet.scale(target)
         word = "would scale" if dry_run else "scaling"
         message = f"{name}: {word} from {before} to {target}" if actions else f"{name} is at {target} already"
         return _change(name, target, actions, message, dry_run=dry_run)
+
+    async def resize_warm_pool(self, name: str, *, size: int, dry_run: bool) -> Json:
+        fleet = self._find(name)
+        _refuse_if_down(fleet)
+        before = fleet.spec.warm_pool.size if fleet.spec.warm_pool.enabled else 0
+        actions = [f"resize the warm pool from {before} to {size}"] if size != before else []
+        if actions and not dry_run:
+            self._lift_hold()
+            async with self._changing:
+                await fleet.resize_warm_pool(size)
+        message = f"{name}: {actions[0]}" if actions else f"{name}: the warm pool is for {size} already"
+        return _change(name, fleet.wish.replicas, actions, message, dry_run=dry_run)
+
+    async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
+        fleet = self._find(name)
+        _refuse_if_down(fleet)
+        started = self._clock.monotonic()
+        self._lift_hold()
+        result = await fleet.acquire(claim, require_warm=require_warm, timeout_seconds=timeout_seconds)
+        return {
+            "schema": "fleetctl/acquired/v1",
+            "fleet": name,
+            **to_json(result),
+            "seconds": round(self._clock.monotonic() - started, 6),
+            "claim_path": self.paths.agent_claim(result.agent_id),
+        }
 
     async def restart(self, name: str, *, agents: Sequence[str] | None, all_at_once: bool, dry_run: bool) -> Json:
         fleet = self._find(name)
@@ -388,7 +429,7 @@ class Control:
             "desired_replicas": fleet.wish.replicas,
             "ready_replicas": fleet.ready_replicas,
             "autoscaling": {"enabled": False, "mode": None},
-            "warm_pool": {"enabled": False, "current_size": 0, "target_size": 0},
+            "warm_pool": fleet.warm_pool_stats(),
             "command": list(fleet.spec.command),
             "down": fleet.wish.down,
             "notes": [fleet.supervisor.trouble] if fleet.supervisor.trouble else [],
@@ -401,7 +442,7 @@ class Control:
         running = agent.process is not None and not agent.leader_exit
         uptime = self._clock.monotonic() - agent.started_clock if running and agent.started_clock is not None else None
         note = agent.note
-        if usage and usage.stopped and running and not agent.leaving:
+        if usage and usage.stopped and running and agent.state is AgentState.RUNNING and not agent.pooled:
             note = f"{note}; " * bool(note) + "stopped by a signal; `kill -CONT` continues it"
         retry = agent.retry_deadline
         next_try = None if retry is None or agent.process else max(0.0, retry - self._clock.monotonic())
@@ -419,6 +460,7 @@ class Control:
             "from_warm_pool": agent.from_warm_pool,
             "next_try_seconds": None if next_try is None else round(next_try, 3),
             "replacing": agent.replace is not Replace.NO,
+            "pooled": agent.pooled,
             "note": f"next try in {next_try:.0f} s; {note}" if next_try else note,
         }
 
@@ -459,6 +501,11 @@ def _change(
         "actions": actions,
         "message": message,
     }
+
+
+def _refuse_if_down(fleet: FleetManager) -> None:
+    if fleet.wish.down:
+        raise UsageError(f"fleet {fleet.spec.name} is being taken down", hint="`fleetctl up` starts it again")
 
 
 def counted(number: int, noun: str) -> str:

@@ -60,9 +60,10 @@ class Rounds:
                 )
                 self._control.shutdown("keep")
             leaders = self._leaders()
+            suspended = self._control.warm_instances()
             usage = await self._in_thread(self._resources.sample, leaders)
             self._control.lifecycle.remember(self._resources.trees)
-            self._control.measured(usage)
+            self._control.measured(usage, suspended)
             await self._until_next_measurement(leaders, usage)
 
     async def _until_next_measurement(self, leaders: Mapping[str, ProcessRef], usage: Mapping[str, Usage]) -> None:

@@ -35,6 +35,7 @@ class AgentStatus(TypedDict):
 
     `next_try_seconds`: until an agent in backoff or failed is started again; null where it is not. `replacing`: its process is to be
     replaced by a new one.
+    `pooled`: in the warm pool, and no replica; `from_warm_pool`: a replica that was there.
     """
 
     id: str
@@ -50,6 +51,7 @@ class AgentStatus(TypedDict):
     from_warm_pool: bool
     next_try_seconds: float | None
     replacing: bool
+    pooled: bool
     note: str | None
 
 
@@ -59,9 +61,14 @@ class Autoscaling(TypedDict):
 
 
 class WarmPool(TypedDict):
+    """`current_size`: suspended instances; `hits`, `misses`: how often it had what was asked for since the daemon started, or not."""
+
     enabled: bool
     current_size: int
     target_size: int
+    hits: int | None
+    misses: int | None
+    hit_rate_percent: float | None
 
 
 class FleetStatus(TypedDict):
@@ -139,6 +146,19 @@ class Change(TypedDict):
     desired_replicas: int
     actions: list[str]
     message: str
+
+
+class Acquired(TypedDict):
+    """An agent that was handed out; `from_warm_pool` false: by a cold start. `seconds`: what it took; `claim_path`: what it was told."""
+
+    schema: Literal["fleetctl/acquired/v1"]
+    fleet: str
+    agent_id: str
+    state: str
+    from_warm_pool: bool
+    pid: int | None
+    seconds: float
+    claim_path: str
 
 
 class HistoryEntry(TypedDict):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fleetctl.client import Client
-    from fleetctl.daemon.wire import AgentStatus, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status
+    from fleetctl.daemon.wire import AgentStatus, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status, WarmPool
     from fleetctl.host.logread import Follower
     from fleetctl.models import Agent, Exit
 
@@ -350,11 +350,23 @@ def _offline_fleet(name: str, wish: dict[str, Any] | None, agents: "list[AgentSt
         "desired_replicas": 0 if wish is None or wish["down"] else int(spec.get("replicas") or 0),
         "ready_replicas": sum(1 for agent in agents if agent["ready"]),
         "autoscaling": {"enabled": False, "mode": None},
-        "warm_pool": {"enabled": False, "current_size": 0, "target_size": 0},
+        "warm_pool": _offline_pool(spec.get("warm_pool") or {}, agents),
         "command": list(spec.get("command") or []),
         "down": wish is None or wish["down"],
         "notes": [] if wish else ["what it is to be is not recorded"],
         "agents": agents,
+    }
+
+
+def _offline_pool(spec: dict[str, Any], agents: "list[AgentStatus]") -> "WarmPool":
+    enabled = bool(spec.get("enabled"))
+    return {
+        "enabled": enabled,
+        "current_size": sum(1 for agent in agents if agent["pooled"] and agent["state"] == "suspended"),
+        "target_size": int(spec.get("size") or 0) if enabled else 0,
+        "hits": None,
+        "misses": None,
+        "hit_rate_percent": None,
     }
 
 
@@ -385,6 +397,7 @@ def _offline_agent(agent: "Agent") -> "AgentStatus":
         "from_warm_pool": agent.from_warm_pool,
         "next_try_seconds": None,
         "replacing": False,
+        "pooled": agent.pooled,
         "note": note,
     }
 

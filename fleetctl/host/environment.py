@@ -23,21 +23,23 @@ INHERITED = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
-STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH = (
+STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM = (
     "FLEETCTL_STATE_DIR",
     "FLEETCTL_FLEET",
     "FLEETCTL_AGENT_ID",
     "FLEETCTL_SLOT",
     "FLEETCTL_TOKEN",
     "FLEETCTL_SPEC_HASH",
+    "FLEETCTL_LAUNCH",
+    "FLEETCTL_CLAIM",
 )
 
 
-OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, "FLEETCTL_LAUNCH", "FLEETCTL_CLAIM", "STATE_DIRECTORY")
+OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, "STATE_DIRECTORY")
 """What makes an agent an agent, and is to be found in no other process's environment."""
 
 
-def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str) -> dict[str, str]:
+def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str, claim_path: str) -> dict[str, str]:
     """The complete environment of one agent. Raises SpawnFailed for a secret or an `env_file` that cannot be read."""
     environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
     return (
@@ -52,7 +54,8 @@ def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: st
             SLOT: str(agent.slot),
             TOKEN: agent.token,
             SPEC_HASH: agent.spec_hash,
-            "FLEETCTL_LAUNCH": "cold",
+            LAUNCH: "warm" if agent.pooled else "cold",
+            CLAIM: claim_path,
         }
     )
 

@@ -215,6 +215,7 @@ class LocalResourceManager:
                 memory_bytes=sum(row.rss_bytes for row in live),
                 processes=len(live),
                 stopped=rows[pid].state == "T",
+                frozen=bool(live) and all(row.state == "T" for row in live),
             )
         self._before, self.trees = before, trees
         return usages

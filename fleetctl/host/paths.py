@@ -27,6 +27,7 @@ class Paths:
         self.run = f"{root}/run"
         self.socket = f"{root}/run/control.sock"
         self.locks = f"{root}/run/locks"
+        self.claims = f"{root}/run/claims"
         self.fleets = f"{root}/fleets"
         self.logs = f"{root}/logs"
         self.agents = f"{root}/agents"
@@ -34,6 +35,9 @@ class Paths:
 
     def agent_lock(self, agent_id: str) -> str:
         return f"{self.locks}/{agent_id}.lock"
+
+    def agent_claim(self, agent_id: str) -> str:
+        return f"{self.claims}/{agent_id}.json"
 
     def agent_log(self, fleet: str, agent_id: str) -> str:
         return f"{self.logs}/{fleet}/{agent_id}.log"
@@ -52,7 +56,7 @@ class Paths:
                 f"{self.root}: too long for a control socket ({length} bytes with run/control.sock; {SOCKET_PATH_BYTES} are possible)"
             )
         try:
-            for folder in (self.root, self.run, self.locks, self.fleets, self.logs, self.agents):
+            for folder in (self.root, self.run, self.locks, self.claims, self.fleets, self.logs, self.agents):
                 os.makedirs(folder, mode=0o700, exist_ok=True)
                 found = os.stat(folder)
                 if found.st_uid != os.geteuid():

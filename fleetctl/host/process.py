@@ -33,6 +33,7 @@ _TRANSIENT = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOS
 _STATUS_TRIES, _STATUS_RETRY_SECONDS = 20, 0.01
 _KILL_ROUNDS = 20
 _WATCH_RETRY_SECONDS = 1.0
+_ACKNOWLEDGE_TRIES, _ACKNOWLEDGE_SECONDS = 200, 0.002
 
 
 def become_subreaper() -> None:
@@ -59,6 +60,7 @@ class LocalLifecycleManager:
         self._tokens: dict[tuple[int, int], str] = {}
         self._members: dict[str, frozenset[tuple[int, int]]] = {}
         self._orphans_come_to_us = _is_subreaper()
+        self._suspended: dict[str, list[procfs.Stat]] = {}
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
@@ -66,7 +68,13 @@ class LocalLifecycleManager:
         try:
             for folder in (state_directory, self._paths.locks):  # the second too: somebody may have cleared run/
                 os.makedirs(folder, mode=0o700, exist_ok=True)
-            environ = environment.build(agent, spec, state_root=self._paths.root, state_directory=state_directory)
+            environ = environment.build(
+                agent,
+                spec,
+                state_root=self._paths.root,
+                state_directory=state_directory,
+                claim_path=self._paths.agent_claim(agent.id),
+            )
             with contextlib.ExitStack() as stack:
                 lock = stack.enter_context(_opened(self._paths.agent_lock(agent.id)))
                 _take(lock, agent)
@@ -203,6 +211,58 @@ class LocalLifecycleManager:
                     if not (grouped and leader and stat.pgid == leader.pid):
                         self._send(stat, number)
 
+    async def suspend(self, agents: Sequence[Agent]) -> frozenset[str]:
+        for agent in agents:  # most trees are one group, which stops as one; it needs no look at all processes
+            if agent.process:
+                pidfd.send(agent.process, signal.SIGSTOP, group=True, held=self._pidfds.get(agent.process))
+        waiting, stopped = list(agents), set()
+        for _ in range(_ACKNOWLEDGE_TRIES):
+            # Looked for after the stop: what was forked just before it is of the tree too. In a thread, because it takes milliseconds.
+            trees = self._trees(waiting, await asyncio.to_thread(procfs.snapshot))
+            for agent_id, tree in trees.items():
+                awake = [stat for stat in tree if stat.state != "T"]
+                for stat in awake:
+                    self._send(stat, signal.SIGSTOP)
+                if tree and not awake:
+                    self._suspended[agent_id] = tree
+                    stopped.add(agent_id)
+            waiting = [agent for agent in waiting if trees[agent.id] and agent.id not in stopped]
+            if not waiting:
+                break
+            await asyncio.sleep(_ACKNOWLEDGE_SECONDS)
+        # Somebody will wait for their claims, and to make a file takes longer than to write and rename it.
+        await asyncio.to_thread(_make_files, [f"{self._paths.agent_claim(agent_id)}.tmp" for agent_id in stopped])
+        return frozenset(stopped)
+
+    async def resume(self, agents: Sequence[Agent]) -> frozenset[str]:
+        # What was stopped is remembered: a look at all processes would take longer than all the rest.
+        unknown = [agent for agent in agents if agent.id not in self._suspended]
+        trees = {agent.id: self._suspended.pop(agent.id) for agent in agents if agent.id in self._suspended} | self._trees(unknown)
+        for agent in agents:
+            leader = agent.process
+            for stat in sorted(trees[agent.id], key=lambda stat: leader is not None and stat.pid == leader.pid):
+                self._send(stat, signal.SIGCONT)
+        resumed: set[str] = set()
+        for tries in range(_ACKNOWLEDGE_TRIES):
+            seen = {agent_id: _states(trees[agent_id]) for agent_id in trees.keys() - resumed}
+            resumed |= {agent_id for agent_id, states in seen.items() if states and "T" not in states}
+            if not any(states and "T" in states for states in seen.values()):
+                break
+            await asyncio.sleep(_ACKNOWLEDGE_SECONDS * (tries > 0))
+        return frozenset(resumed)
+
+    def claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
+        path = self._paths.agent_claim(agent.id)
+        if keep and os.path.exists(path):
+            return
+        try:
+            fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with open(fd, "wb") as file:
+                file.write(json.dumps(claim).encode())
+            os.replace(f"{path}.tmp", path)
+        except OSError as error:
+            raise StateDirectoryError(f"{path}: {error.strerror}") from error
+
     def kill(self, agents: Sequence[Agent]) -> None:
         for _ in range(_KILL_ROUNDS):
             trees = self._trees(agents)
@@ -218,8 +278,11 @@ class LocalLifecycleManager:
 
     def discard(self, agent: Agent) -> None:
         self._members.pop(agent.id, None)
-        with contextlib.suppress(OSError):
-            os.unlink(self._paths.agent_lock(agent.id))
+        self._suspended.pop(agent.id, None)
+        claim = self._paths.agent_claim(agent.id)
+        for path in (self._paths.agent_lock(agent.id), claim, f"{claim}.tmp"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         with contextlib.suppress(OSError):
             os.rmdir(self._paths.agent_state(agent.id))  # only when the agent left nothing in it
 
@@ -275,11 +338,11 @@ class LocalLifecycleManager:
                     records[agent_id] = record
         return records
 
-    def _trees(self, agents: Sequence[Agent]) -> dict[str, list[procfs.Stat]]:
+    def _trees(self, agents: Sequence[Agent], stats: Mapping[int, procfs.Stat] | None = None) -> dict[str, list[procfs.Stat]]:
         """The live processes of each agent's tree, by agent id."""
         if not agents:
             return {}
-        stats = procfs.snapshot()
+        stats = procfs.snapshot() if stats is None else stats
         sessions = {agent.process.pid: agent.id for agent in agents if agent.process and self._is_its_session(agent, stats)}
         tokens = {agent.token: agent.id for agent in agents if agent.token}
         members = {member: agent.id for agent in agents for member in self._members.get(agent.id, ())}
@@ -347,6 +410,18 @@ class LocalLifecycleManager:
         return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
 
 
+def _make_files(paths: Sequence[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # whoever writes it will say
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+
+def _states(tree: Sequence[procfs.Stat]) -> set[str]:
+    """The states of those of these processes that still live."""
+    now = (procfs.stat(stat.pid) for stat in tree)
+    return {found.state for stat, found in zip(tree, now, strict=True) if found and found.alive and found.start_ticks == stat.start_ticks}
+
+
 def _lives(process: ProcessRef) -> bool:
     found = procfs.stat(process.pid)
     return found is not None and found.alive and found.start_ticks == process.start_ticks
@@ -385,7 +460,8 @@ def _take(lock: int, agent: Agent) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise SpawnFailed(f"{agent.id}: an earlier process of this agent still holds its lock") from error
-    record = {"token": agent.token, "fleet": agent.fleet, "slot": agent.slot, "spec_hash": agent.spec_hash}
+    launch = "warm" if agent.pooled else "cold"
+    record = {"token": agent.token, "fleet": agent.fleet, "slot": agent.slot, "spec_hash": agent.spec_hash, "launch": launch}
     with contextlib.suppress(OSError):  # a full disk: then only the environment tells
         os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps(record).encode(), 0)
@@ -400,6 +476,7 @@ def _as_environment(agent_id: str, record: Mapping[str, object]) -> dict[str, st
         environment.SLOT: str(record.get("slot", 0)),
         environment.TOKEN: str(record.get("token") or f"lock-of-{agent_id}"),
         environment.SPEC_HASH: str(record.get("spec_hash", "")),
+        environment.LAUNCH: str(record.get("launch", "")),
     }
 
 
@@ -419,6 +496,7 @@ def _found(environ: Mapping[str, str], stat: procfs.Stat) -> Found | None:
         started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
         # The kernel counts from the boot with sleep, our deadlines without.
         started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND - (time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()),
+        suspended=stat.state == "T" and environ.get(environment.LAUNCH) == "warm",
     )
 
 

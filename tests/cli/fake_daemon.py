@@ -11,7 +11,7 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from fleetctl.errors import FleetctlError, NotFound
+from fleetctl.errors import FleetctlError, NotFound, WarmPoolEmpty
 from fleetctl.host.paths import Paths
 
 Json = dict[str, Any]  # Any: JSON values
@@ -32,9 +32,19 @@ def an_agent(number: int = 0, fleet: str = "web", **changes: Any) -> Json:
         "from_warm_pool": False,
         "next_try_seconds": None,
         "replacing": False,
+        "pooled": False,
         "note": "",
         **changes,
     }
+
+
+def a_pool(size: int, **changes: Any) -> Json:
+    counts = {"hits": 0, "misses": 0, "hit_rate_percent": None}
+    return {"enabled": size > 0, "current_size": size, "target_size": size, **counts, **changes}
+
+
+def a_warm_one(number: int, fleet: str = "web", **changes: Any) -> Json:
+    return an_agent(number, fleet, **{"state": "suspended", "ready": False, "pooled": True, **changes})
 
 
 def a_fleet(name: str = "web", size: int = 2, **changes: Any) -> Json:
@@ -43,7 +53,7 @@ def a_fleet(name: str = "web", size: int = 2, **changes: Any) -> Json:
         "desired_replicas": size,
         "ready_replicas": size,
         "autoscaling": {"enabled": False, "mode": None},
-        "warm_pool": {"enabled": False, "current_size": 0, "target_size": 0},
+        "warm_pool": a_pool(0),
         "command": ["sleep", "60"],
         "down": False,
         "notes": [],
@@ -99,6 +109,33 @@ class FakeDaemon:
                     if self.obedient and not body["dry_run"] and (body["agents"] is None or agent["id"] in body["agents"]):
                         agent["pid"] += 5000
                 return self._change(name, fleet["desired_replicas"], body)
+            case "POST", ["fleets", name, "warm"]:
+                fleet, before = self._fleet(name), self._fleet(name)["warm_pool"]["target_size"]
+                answer = self._change(name, fleet["desired_replicas"], {"dry_run": True})
+                with self.changed:
+                    if not body["dry_run"]:
+                        size = body["size"]
+                        replicas = [agent for agent in fleet["agents"] if not agent["pooled"]]
+                        state = {"state": "failed", "pid": None, "note": "exit 78"} if self.failing else {}
+                        fleet["agents"] = [*replicas, *(a_warm_one(90 + number, name, **state) for number in range(size))]
+                        fleet["warm_pool"] = a_pool(size)
+                    self.changed.notify_all()
+                actions = [f"resize the warm pool from {before} to {body['size']}"]
+                return {**answer, "dry_run": body["dry_run"], "actions": actions, "message": f"{name}: {actions[0]}"}
+            case "POST", ["fleets", name, "acquire"]:
+                pool = [agent for agent in self._fleet(name)["agents"] if agent["pooled"]]
+                if not pool and body["require_warm"]:
+                    raise WarmPoolEmpty
+                return {
+                    "schema": "fleetctl/acquired/v1",
+                    "fleet": name,
+                    "agent_id": pool[0]["id"] if pool else f"{name}-00099",
+                    "state": "running",
+                    "from_warm_pool": bool(pool),
+                    "pid": 4711,
+                    "seconds": 0.0008,
+                    "claim_path": "/s/run/claims/x.json",
+                }
             case "DELETE", ["fleets", name]:
                 dry_run = query.get("dry_run") == "1"
                 answer = self._change(name, self._fleet(name)["desired_replicas"], {"dry_run": True})

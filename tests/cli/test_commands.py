@@ -14,7 +14,7 @@ from fleetctl.cli import app, waiting
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotStopped
 from tests.cli.conftest import PROGRAM, Fleetctl, call, environment
-from tests.cli.fake_daemon import FakeDaemon, a_fleet, an_agent
+from tests.cli.fake_daemon import FakeDaemon, a_fleet, a_pool, a_warm_one, an_agent
 
 # Any: typer's commands have no public type.
 
@@ -38,8 +38,20 @@ COMMANDS = dict(all_commands())
 
 
 def test_all_commands_of_this_issue_are_there() -> None:
-    words = "up down scale status ps logs restart inspect history events wait simulate daemon config doctor completion"
-    nested = ["daemon start", "daemon stop", "daemon status", "config init", "config check", "config show", "config schema"]
+    words = "up down scale status ps logs restart warm acquire inspect history events wait simulate daemon config doctor completion"
+    nested = [
+        "warm status",
+        "warm fill",
+        "warm drain",
+        "warm resize",
+        "daemon start",
+        "daemon stop",
+        "daemon status",
+        "config init",
+        "config check",
+        "config show",
+        "config schema",
+    ]
     assert {name for name in COMMANDS if not name.startswith("_")} == {*words.split(), *nested}
 
 
@@ -53,13 +65,15 @@ def test_every_command_explains_itself_with_an_example(name: str, fleetctl: Flee
         assert param.help or param.hidden or name.startswith("_"), param.name
 
 
-@pytest.mark.parametrize("name", ["up", "down", "scale", "restart"])
+@pytest.mark.parametrize("name", ["up", "down", "scale", "restart", "warm drain", "warm resize"])
 def test_every_change_has_a_dry_run_and_json(name: str) -> None:
     options = {option for param in COMMANDS[name].params for option in param.opts}
     assert {"--dry-run", "--json", "--no-wait", "--timeout", "--state-dir"} <= options
 
 
-@pytest.mark.parametrize("name", ["status", "ps", "inspect", "history", "events", "wait", "doctor", "daemon status", "config show"])
+@pytest.mark.parametrize(
+    "name", ["status", "ps", "inspect", "history", "events", "wait", "doctor", "daemon status", "config show", "warm status"]
+)
 def test_every_read_has_json(name: str) -> None:
     assert "--json" in {option for param in COMMANDS[name].params for option in param.opts}
 
@@ -95,6 +109,15 @@ def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
         (["up", "--replicas", "10000"], 6, "max_replicas"),
         (["up", "--name", "Not_A_Name"], 6, "name"),
         (["daemon", "stop", "--keep", "--drain"], 2, "either --keep or --drain"),
+        (["warm", "full"], 2, "full"),
+        (["warm", "resize"], 2, "Missing argument"),
+        (["warm", "resize", "-1"], 2, "-1"),
+        (["warm", "resize", "1001"], 2, "1001"),
+        (["warm", "fill"], 4, "does not run"),
+        (["acquire"], 4, "does not run"),
+        (["acquire", "--env", "TASK"], 2, "not NAME=VALUE"),
+        (["acquire", "--env", "7=TASK"], 2, "not NAME=VALUE"),
+        (["acquire", "--timeout", "-1"], 2, "from 0 to 3600"),
         (["completion", "tcsh"], 2, "bash"),
         (["config", "check"], 6, "config init"),
     ],
@@ -120,6 +143,77 @@ def test_scale_asks_for_what_was_typed(arguments: list[str], asked: list[tuple[s
     daemon.fleets["web"] = a_fleet()
     assert fleetctl(*arguments).status == 0
     assert [(path.split("/")[3], body) for method, path, body in daemon.asked if method == "POST"] == asked
+
+
+def test_warm_resize_asks_and_waits_until_it_is_so(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    result = fleetctl("warm", "resize", "3")
+    assert (result.status, result.out, result.err) == (0, "web: 3 of 3 warm\n", "web: resize the warm pool from 0 to 3\n")
+    assert fleetctl("warm", "fill", "web").out == "web: 3 of 3 warm\n"
+    assert fleetctl("warm", "resize", "2", "web", "--dry-run").out.startswith("web: resize the warm pool from 3 to 2\n")
+    told = json.loads(fleetctl("warm", "drain", "web", "--json").out)
+    assert (told["schema"], told["fleets"][0]["warm_pool"]["current_size"]) == ("fleetctl/changes/v1", 0)
+    asked = [(path, body) for method, path, body in daemon.asked if method == "POST"]
+    assert asked == [("/v1/fleets/web/warm", {"size": size, "dry_run": dry}) for size, dry in ((3, False), (2, True), (0, False))]
+
+
+def test_warm_says_how_things_are(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    pool = a_pool(1, target_size=2, hits=3, misses=1, hit_rate_percent=75.0)
+    daemon.fleets |= {"api": a_fleet("api"), "web": a_fleet(agents=[an_agent(0), a_warm_one(1)], warm_pool=pool)}
+    shown = fleetctl("warm").out
+    assert [line.split() for line in shown.splitlines()] == [
+        ["FLEET", "WARM", "WANTED", "HITS", "MISSES", "HIT", "RATE"],
+        ["api", "0", "off", "0", "0", "-"],
+        ["web", "1", "2", "3", "1", "75.0%"],
+    ]
+    assert fleetctl("warm", "status").out == shown
+    told = json.loads(fleetctl("warm", "status", "web", "--json").out)
+    assert told["schema"] == "fleetctl/warm/v1"
+    (fleet,) = told["fleets"]
+    assert {**pool, "name": "web"}.items() <= fleet.items()
+    assert [agent["id"] for agent in fleet["instances"]] == ["web-00001"]
+
+
+def test_a_pool_that_cannot_fill_says_why(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    result = fleetctl("warm", "fill")
+    assert result.status == 1
+    assert "fleetctl warm resize 5 web" in result.err
+    daemon.failing = True
+    result = fleetctl("warm", "resize", "1")
+    assert result.status == 1
+    assert "web-00090 failed: exit 78" in result.err
+    assert fleetctl("warm", "fill", "ghost").status == 5
+
+
+def test_acquire_prints_the_id_and_says_how_it_came(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0), a_warm_one(1)], warm_pool=a_pool(1))
+    result = fleetctl("acquire", "--env", "TASK=7", "--env", "NOTE=a=b", "--tool", "search")
+    assert (result.status, result.out) == (0, "web-00001\n")
+    assert result.err == "web-00001 (pid 4711) from the warm pool in 0.8 ms; its claim is in /s/run/claims/x.json\n"
+    _, path, body = daemon.asked[-1]
+    assert path == "/v1/fleets/web/acquire"
+    assert body["claim"] == {"environment": {"TASK": "7", "NOTE": "a=b"}, "tools": ["search"]}
+    told = json.loads(fleetctl("acquire", "web", "--json").out)
+    assert (told["schema"], told["agent_id"], told["from_warm_pool"]) == ("fleetctl/acquired/v1", "web-00001", True)
+
+
+def test_acquire_of_an_empty_pool_can_be_refused(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    assert "by a cold start" in fleetctl("acquire").err
+    result = fleetctl("acquire", "--require-warm")
+    assert (result.status, result.out) == (1, "")
+    assert "--require-warm" in result.err
+
+
+def test_status_shows_the_instances_of_the_pool_as_such(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet(size=1, agents=[an_agent(0), a_warm_one(1)], warm_pool=a_pool(1))
+    title, _, replica, instance = fleetctl("status", "--once").out.splitlines()
+    assert title.startswith("web  1 of 1 ready, 1 of 1 warm")
+    assert "warm" not in replica
+    assert "suspended" in instance
+    assert instance.endswith("in the warm pool")
+    assert fleetctl("status", "--check").status == 0
 
 
 def test_scale_says_the_change_on_stderr_and_the_outcome_on_stdout(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from fleetctl.cli import waiting
 from fleetctl.errors import TimedOut
-from tests.cli.fake_daemon import a_fleet, a_status, an_agent
+from tests.cli.fake_daemon import a_fleet, a_pool, a_status, a_warm_one, an_agent
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import FleetStatus, Status
@@ -20,7 +20,7 @@ def fleet(*agents: dict[str, Any], desired: int, **changes: Any) -> "FleetStatus
 
 READY, STARTING = an_agent(0), an_agent(1, state="starting", ready=False)
 DRAINING, FAILED = an_agent(2, state="draining", ready=False), an_agent(3, state="failed", ready=False, pid=None)
-DONE, WARM = an_agent(4, state="terminated", ready=False, pid=None), an_agent(5, state="suspended", ready=False)
+DONE, WARM = an_agent(4, state="terminated", ready=False, pid=None), a_warm_one(5)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,10 @@ DONE, WARM = an_agent(4, state="terminated", ready=False, pid=None), an_agent(5,
         (fleet(READY, desired=2), False, False, False),
         (fleet(READY, DONE, desired=2), True, False, False),
         (fleet(READY, WARM, desired=1), True, False, False),
+        (fleet(READY, a_warm_one(6, state="starting"), desired=1), True, False, False),
+        (fleet(READY, a_warm_one(6, state="failed"), desired=1), True, False, False),
+        (fleet(READY, a_warm_one(6, state="draining"), desired=1), True, False, False),
+        (fleet(READY, an_agent(6, state="draining", ready=False), desired=1), False, False, False),
         (fleet(WARM, desired=0), True, False, True),
         (fleet(READY, FAILED, desired=2), False, True, False),
         (fleet(FAILED, desired=0), False, False, False),
@@ -44,11 +48,29 @@ def test_predicates(found: "FleetStatus | None", settled: bool, gave_up: bool, d
     assert (waiting.settled(found), waiting.gave_up(found), waiting.drained(found)) == (settled, gave_up, drained)
 
 
+@pytest.mark.parametrize(
+    ("found", "warm"),
+    [
+        (None, False),
+        (fleet(READY, desired=1), True),
+        (fleet(READY, desired=1, warm_pool=a_pool(1)), False),
+        (fleet(READY, WARM, desired=1, warm_pool=a_pool(1)), True),
+        (fleet(STARTING, WARM, desired=1, warm_pool=a_pool(1)), True),
+        (fleet(READY, WARM, a_warm_one(6), desired=1, warm_pool=a_pool(1)), False),
+        (fleet(READY, WARM, a_warm_one(6, state="running"), desired=1, warm_pool=a_pool(2)), False),
+        (fleet(READY, WARM, desired=1, warm_pool=a_pool(0)), False),
+    ],
+)
+def test_a_pool_is_warm_when_exactly_so_many_are_suspended(found: "FleetStatus | None", warm: bool) -> None:
+    assert waiting.warm(found) is warm
+
+
 def test_replaced_means_settled_without_any_of_the_old_processes() -> None:
     assert waiting.replaced(fleet(READY, desired=1), {999})
     assert not waiting.replaced(fleet(READY, desired=1), {READY["pid"]})
     assert not waiting.replaced(fleet(STARTING, desired=1), {999})
     assert not waiting.replaced(None, set())
+    assert not waiting.replaced(fleet(READY, WARM, desired=1), {WARM["pid"]})
 
 
 def test_summary_is_one_line_for_all_fleets() -> None:

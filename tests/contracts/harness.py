@@ -1,10 +1,14 @@
 """One set of tests, two worlds: the fake process table in fake time, and this machine with its real processes."""
 
 import asyncio
+import contextlib
 import itertools
+import json
+import os
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 from fleetctl.host.paths import Paths
@@ -25,6 +29,7 @@ class Program(Enum):
     EXITS_3 = "echo READY; exit 3"
     IGNORES_STOP = "trap '' TERM; echo READY; while :; do sleep 600; done"
     LEAVES_CHILD = "sleep 600 & echo READY; exit 0"
+    HAS_CHILDREN = "set -m; sleep 600 & set +m; sleep 600 & echo READY; wait"  # one of them in a process group of its own
 
 
 class Finder(LifecycleManager, Protocol):
@@ -40,6 +45,11 @@ class World(Protocol):
     def run(self, story: Story) -> None: ...
     async def start(self, program: Program, agent: Agent | None = None) -> Agent: ...
     async def until(self, condition: Callable[[], object]) -> None: ...
+    def states(self, agent: Agent) -> list[bool]:
+        """For each live process of its tree whether it is stopped."""
+        ...
+
+    def claim_of(self, agent: Agent) -> Mapping[str, object] | None: ...
 
 
 def new_agent() -> Agent:
@@ -68,6 +78,9 @@ class FakeWorld:
         leader = self.machine.leader(agent.id)
         if program is Program.LEAVES_CHILD:
             self.machine.fork(leader)
+        if program is Program.HAS_CHILDREN:
+            self.machine.fork(leader)
+            self.machine.fork(leader)
         if program in (Program.EXITS_3, Program.LEAVES_CHILD):
             self.machine.end(leader, code=3 if program is Program.EXITS_3 else 0)
         return started
@@ -75,6 +88,12 @@ class FakeWorld:
     async def until(self, condition: Callable[[], object]) -> None:
         await settled()
         assert condition()
+
+    def states(self, agent: Agent) -> list[bool]:
+        return [process.stopped for process in self.machine.living(agent.id)]
+
+    def claim_of(self, agent: Agent) -> Mapping[str, object] | None:
+        return self.manager.claims.get(agent.id)
 
 
 class RealWorld:
@@ -119,3 +138,21 @@ class RealWorld:
 
     async def until(self, condition: Callable[[], object]) -> None:
         await wait_for(condition)
+
+    def states(self, agent: Agent) -> list[bool]:
+        """Read here from what the kernel says, of whoever has the agent's token."""
+        found = []
+        for name in os.listdir("/proc"):
+            with contextlib.suppress(OSError):
+                if name.isdigit() and f"FLEETCTL_TOKEN={agent.token}".encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    state = Path(f"/proc/{name}/stat").read_text().rpartition(") ")[2][0]
+                    found += [state == "T"] if state not in "ZX" else []
+        return found
+
+    def claim_of(self, agent: Agent) -> Mapping[str, object] | None:
+        path = Path(self.paths.agent_claim(agent.id))
+        if not path.exists():
+            return None
+        assert path.stat().st_mode & 0o777 == 0o600
+        claim: Mapping[str, object] = json.loads(path.read_text())
+        return claim

@@ -159,3 +159,107 @@ def test_trees_are_found_by_their_token(world: World) -> None:
         assert found[left.id].leader is None
 
     world.run(story())
+
+
+def test_a_suspended_tree_is_stopped_whole_and_goes_on_whole(world: World) -> None:
+    async def story() -> None:
+        agent, other = await world.start(Program.HAS_CHILDREN), await world.start(Program.HAS_CHILDREN)
+        await world.until(lambda: len(world.states(agent)) == 3)
+        assert list(await world.manager.suspend([agent])) == [agent.id]
+        assert world.states(agent) == [True] * 3
+        assert world.states(other) == [False] * 3
+        assert list(await world.manager.resume([agent])) == [agent.id]
+        assert world.states(agent) == [False] * 3
+
+    world.run(story())
+
+
+def test_many_are_suspended_and_resumed_at_once(world: World) -> None:
+    async def story() -> None:
+        agents = [await world.start(Program.SLEEPS) for _ in range(5)]
+        assert set(await world.manager.suspend(agents)) == {agent.id for agent in agents}
+        assert all(world.states(agent) == [True] for agent in agents)
+        assert set(await world.manager.resume(agents[:3])) == {agent.id for agent in agents[:3]}
+        assert [world.states(agent) for agent in agents] == [[False]] * 3 + [[True]] * 2
+
+    world.run(story())
+
+
+def test_one_that_is_gone_is_neither_suspended_nor_resumed(world: World) -> None:
+    async def story() -> None:
+        agent = await world.start(Program.EXITS_3)
+        await end_of(world, agent)
+        assert list(await world.manager.suspend([agent])) == []
+        assert list(await world.manager.resume([agent])) == []
+
+    world.run(story())
+
+
+def test_one_that_was_killed_while_it_was_suspended_is_not_resumed(world: World) -> None:
+    async def story() -> None:
+        agent, other = await world.start(Program.SLEEPS), await world.start(Program.SLEEPS)
+        await world.manager.suspend([agent, other])
+        world.manager.kill([agent])
+        await end_of(world, agent)
+        assert list(await world.manager.resume([agent, other])) == [other.id]
+
+    world.run(story())
+
+
+def test_a_stopped_one_can_be_suspended_and_a_running_one_resumed(world: World) -> None:
+    async def story() -> None:
+        agent = await world.start(Program.SLEEPS)
+        world.manager.signal([agent], STOP)
+        assert list(await world.manager.suspend([agent])) == [agent.id]
+        world.manager.signal([agent], CONT)
+        assert list(await world.manager.resume([agent])) == [agent.id]
+        assert world.states(agent) == [False]
+
+    world.run(story())
+
+
+def test_a_suspended_one_ends_on_term_and_cont(world: World) -> None:
+    async def story() -> None:
+        agent = await world.start(Program.HAS_CHILDREN)
+        await world.until(lambda: len(world.states(agent)) == 3)
+        await world.manager.suspend([agent])
+        world.manager.signal([agent], TERM, CONT)
+        assert (await end_of(world, agent)).signal == TERM
+        await world.until(lambda: not world.manager.survivors([agent])[agent.id])
+
+    world.run(story())
+
+
+def test_who_only_has_the_pid_of_a_suspended_one_is_not_touched(world: World) -> None:
+    async def story() -> None:
+        agent = await world.start(Program.SLEEPS)
+        confused = replace(new_agent(), process=replace(ref(agent), start_ticks=1))
+        assert list(await world.manager.suspend([confused])) == []
+        assert world.states(agent) == [False]
+        await world.manager.suspend([agent])
+        assert list(await world.manager.resume([confused])) == []
+        assert world.states(agent) == [True]
+
+    world.run(story())
+
+
+def test_a_warm_one_is_found_as_suspended_while_it_is_stopped(world: World) -> None:
+    async def story() -> None:
+        warm, cold = await world.start(Program.SLEEPS, replace(new_agent(), pooled=True)), await world.start(Program.SLEEPS)
+        await world.manager.suspend([warm, cold])
+        assert {tree.agent_id: tree.suspended for tree in world.manager.find()} == {warm.id: True, cold.id: False}
+        await world.manager.resume([warm])
+        assert not any(tree.suspended for tree in world.manager.find())
+
+    world.run(story())
+
+
+def test_a_claim_is_kept_where_told_and_else_replaced(world: World) -> None:
+    agent = new_agent()
+    world.manager.claim(agent, {"tools": ["a"]}, keep=True)
+    world.manager.claim(agent, {"tools": ["b"]}, keep=True)
+    assert world.claim_of(agent) == {"tools": ["a"]}
+    world.manager.claim(agent, {"tools": ["c"]})
+    assert world.claim_of(agent) == {"tools": ["c"]}
+    world.manager.discard(agent)
+    assert world.claim_of(agent) is None

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetctl.core.lifecycle import Move, move
-from fleetctl.core.reconcile import BecomeReady, Create, Drain, Forget, Kill, Mode, Start, Wish, next_deadline, plan
+from fleetctl.core.orders import BecomeReady, Create, Drain, Forget, Kill, Mode, Start, Wish
+from fleetctl.core.reconcile import next_deadline, plan
 from fleetctl.models import Agent, AgentState, FleetSpec, ProcessRef, Replace
 
 S = AgentState

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fleetctl.core.reconcile import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Start, Wish, next_deadline, plan
+from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Start, Wish
+from fleetctl.core.reconcile import next_deadline, plan
 from fleetctl.models import Agent, AgentState, Exit, FleetSpec, ProcessRef, Replace
 
 S = AgentState

@@ -35,6 +35,7 @@ def agent() -> Json:
         "from_warm_pool": False,
         "next_try_seconds": None,
         "replacing": False,
+        "pooled": False,
         "note": "",
     }
 
@@ -90,7 +91,7 @@ class FakeControl:
             "desired_replicas": 1,
             "ready_replicas": 1,
             "autoscaling": {"enabled": False, "mode": None},
-            "warm_pool": {"enabled": False, "current_size": 0, "target_size": 0},
+            "warm_pool": {"enabled": True, "current_size": 1, "target_size": 2, "hits": 1, "misses": 0, "hit_rate_percent": 100.0},
             "command": ["sleep", "60"],
             "down": False,
             "notes": self.notes,
@@ -156,6 +157,23 @@ class FakeControl:
     async def scale(self, name: str, *, replicas: int | None, delta: int | None, dry_run: bool) -> Json:
         self._check("scale", name, replicas, delta, dry_run, fleet=name)
         return self._change(dry_run)
+
+    async def resize_warm_pool(self, name: str, *, size: int, dry_run: bool) -> Json:
+        self._check("warm", name, size, dry_run, fleet=name)
+        return self._change(dry_run)
+
+    async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
+        self._check("acquire", name, claim, require_warm, timeout_seconds, fleet=name)
+        return {
+            "schema": "fleetctl/acquired/v1",
+            "fleet": name,
+            "agent_id": AGENT_ID,
+            "state": "running",
+            "from_warm_pool": True,
+            "pid": 4711,
+            "seconds": 0.001,
+            "claim_path": "/s/run/claims/x.json",
+        }
 
     async def restart(self, name: str, *, agents: Sequence[str] | None, all_at_once: bool, dry_run: bool) -> Json:
         self._check("restart", name, agents, all_at_once, dry_run, fleet=name)

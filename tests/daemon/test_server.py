@@ -34,6 +34,11 @@ REQUESTS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("PUT", "/v1/fleets/{fleet}"): ("/v1/fleets/demo", {"spec": {"name": "demo"}, "replicas_given": False, "dry_run": True}),
     ("DELETE", "/v1/fleets/{fleet}"): ("/v1/fleets/demo?now=1&dry_run=0", None),
     ("POST", "/v1/fleets/{fleet}/scale"): ("/v1/fleets/demo/scale", {"delta": -2}),
+    ("POST", "/v1/fleets/{fleet}/warm"): ("/v1/fleets/demo/warm", {"size": 3}),
+    ("POST", "/v1/fleets/{fleet}/acquire"): (
+        "/v1/fleets/demo/acquire",
+        {"claim": {"environment": {"TASK": "7"}}, "require_warm": True, "timeout_seconds": 2.5},
+    ),
     ("POST", "/v1/fleets/{fleet}/restart"): ("/v1/fleets/demo/restart", {"agents": [AGENT_ID], "all_at_once": True}),
     ("GET", "/v1/agents/{agent}"): (f"/v1/agents/{AGENT_ID}", None),
     ("GET", "/v1/history"): ("/v1/history?fleet=&limit=3", None),
@@ -130,6 +135,7 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
         for (method, _), (target, body) in REQUESTS.items():
             assert server.ask(method, target, None if body is None else json.dumps(body).encode()).status == 200
         assert server.ask("POST", "/v1/fleets/demo/restart", b"{}").status == 200
+        assert server.ask("POST", "/v1/fleets/demo/acquire", b"{}").status == 200
         assert server.ask("PUT", "/v1/fleets/demo", b'{"spec": {}}').status == 200
         assert server.control.asked == [
             ("status", "demo"),
@@ -137,6 +143,8 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
             ("apply", "demo", {"name": "demo"}, False, True),
             ("down", "demo", True, False),
             ("scale", "demo", None, -2, False),
+            ("warm", "demo", 3, False),
+            ("acquire", "demo", {"environment": {"TASK": "7"}, "tools": []}, True, 2.5),
             ("restart", "demo", [AGENT_ID], True, False),
             ("agent", AGENT_ID),
             ("history", None, 3),
@@ -144,13 +152,17 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
             ("daemon",),
             ("shutdown", "keep"),
             ("restart", "demo", None, False, False),
+            ("acquire", "demo", {"environment": {}, "tools": []}, False, 30),
             ("apply", "demo", {}, True, False),
         ]
 
 
+CHANGES = ("apply", "scale", "warm", "acquire", "restart", "down", "shutdown")
+
+
 def changes(server: Serving) -> int:
     """How often the control was asked to change something."""
-    return len([asked for asked in server.control.asked if asked[0] in ("apply", "scale", "restart", "down", "shutdown")])
+    return len([asked for asked in server.control.asked if asked[0] in CHANGES])
 
 
 BAD_REQUESTS: list[tuple[str, str, bytes | None, int]] = [
@@ -193,6 +205,22 @@ BAD_REQUESTS: list[tuple[str, str, bytes | None, int]] = [
     ("GET", "/v1/history?limit=1_0", None, 400),
     ("GET", "/v1/events?follow=2", None, 400),
     ("DELETE", "/v1/fleets/demo?now=yes", None, 400),
+    ("POST", "/v1/fleets/demo/warm", b"{}", 400),
+    ("POST", "/v1/fleets/demo/warm", b'{"size": -1}', 400),
+    ("POST", "/v1/fleets/demo/warm", b'{"size": 1001}', 400),
+    ("POST", "/v1/fleets/demo/warm", b'{"size": null}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"claim": []}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"claim": {"token": "x"}}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"claim": {"environment": {"A": 1}}}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"claim": {"environment": {"A=B": "1"}}}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"claim": {"environment": {"": "1"}}}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"claim": {"environment": {"A": "' + b"x" * 32769 + b'"}}}', 400),
+    ("POST", "/v1/fleets/demo/acquire", json.dumps({"claim": {"environment": {f"A{n}": "" for n in range(1001)}}}).encode(), 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"claim": {"tools": ["' + b"x" * 1025 + b'"]}}', 400),
+    ("POST", "/v1/fleets/demo/acquire", json.dumps({"claim": {"tools": ["x"] * 1001}}).encode(), 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"timeout_seconds": -1}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"timeout_seconds": 3601}', 400),
+    ("POST", "/v1/fleets/demo/acquire", b'{"require_warm": "yes"}', 400),
     ("POST", "/v1/fleets/demo/scale", None, 400),
     ("POST", "/v1/fleets/demo/scale", b"", 400),
     ("POST", "/v1/fleets/demo/scale", b"{", 400),

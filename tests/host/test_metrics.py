@@ -130,7 +130,9 @@ def test_a_suspended_agent_is_stopped_and_uses_nothing(reader: Reader) -> None:
         wait_until(lambda: time.monotonic() > began + 0.25)
         first = manager.sample({"a": process})["a"]
         wait_until(lambda: time.monotonic() > began + 0.5)
-        assert manager.sample({"a": process})["a"] == Usage(cpu_percent=0.0, memory_bytes=first.memory_bytes, processes=1, stopped=True)
+        assert manager.sample({"a": process})["a"] == Usage(
+            cpu_percent=0.0, memory_bytes=first.memory_bytes, processes=1, stopped=True, frozen=True
+        )
         os.kill(process.pid, signal.SIGCONT)
         wait_until(lambda: not manager.sample({"a": process})["a"].stopped)
 
