@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import Json, StateDir
-from fleetctl.cli.terminal import emit_json, emit_lines, say, width
+from fleetctl.cli.options import Json, StateDir, check_fleets
+from fleetctl.cli.terminal import emit_json, emit_lines, say_offline, width
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotFound, UsageError
 
@@ -68,8 +68,10 @@ def history(
         try:
             entries = engine.client.history(fleet, limit)["entries"]
         except DaemonUnreachable as error:
-            say(f"{error.message}; this is what the database in {engine.paths.root} tells")
+            say_offline(error, "the database tells")
             entries = engine.offline_history(fleet, limit)
+        if not entries:
+            _check_fleet(engine, fleet)
     if json:
         emit_json({"schema": "fleetctl/history/v1", "entries": entries})
     else:
@@ -93,6 +95,8 @@ def events(
     with LocalEngine(state_dir) as engine:
         limit = _limit(number)
         if follow:
+            if fleet is not None and not engine.client.events(fleet, 1)["events"]:
+                _check_fleet(engine, fleet)
             with engine.client.follow_events(fleet, limit) as stream:
                 for event in stream:
                     _show(event, json=json)
@@ -100,13 +104,26 @@ def events(
         try:
             found = engine.client.events(fleet, limit)["events"]
         except DaemonUnreachable as error:
-            say(f"{error.message}; this is what the database in {engine.paths.root} tells")
+            say_offline(error, "the database tells")
             found = engine.offline_events(fleet, limit)
+        if not found:
+            _check_fleet(engine, fleet)
     if json:
         emit_json({"schema": "fleetctl/events/v1", "events": found})
         return
     for event in found:
         _show(event, json=False)
+
+
+def _check_fleet(engine: LocalEngine, fleet: str | None) -> None:
+    """NotFound where nothing is known of the fleet; of one that was taken down something is."""
+    if fleet is None:
+        return
+    try:
+        there = engine.client.daemon()["fleets"]
+    except DaemonUnreachable:
+        there = [one["name"] for one in engine.offline_status()["fleets"]]
+    check_fleets([fleet], there)
 
 
 def _show(event: "Mapping[str, object]", *, json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fleetctl.cli.options import Json, StateDir
-from fleetctl.cli.terminal import emit, emit_json, emit_lines, height, live, say, width
+from fleetctl.cli.terminal import emit, emit_json, emit_lines, height, live, say, say_offline, width
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable, NotFound
 
@@ -54,7 +54,7 @@ def read_status(engine: LocalEngine, fleet: str | None = None) -> "Status":
     try:
         return engine.client.status(fleet)
     except DaemonUnreachable as error:
-        say(f"{error.message}; this is what the state directory in {engine.paths.root} and the processes tell")
+        say_offline(error, "the records and the processes tell")
         found = engine.offline_status()
     if fleet is not None:
         found["fleets"] = [one for one in found["fleets"] if one["name"] == fleet]
@@ -108,5 +108,7 @@ def ps(
         emit_lines(ps_lines(agents, width()))
         _say_failures(found)
     hidden = sum(len(fleet["agents"]) for fleet in found["fleets"]) - len(agents)
+    if not agents and not (quiet or json):
+        say("no agents")
     if hidden and not (quiet or json):
-        say(f"{hidden} more ended; `fleetctl ps -a` shows them")
+        say(f"{hidden} more ended; `fleetctl ps -a` shows them" if agents else f"{hidden} ended; `fleetctl ps -a` shows them")
