@@ -89,7 +89,8 @@ class FakeDaemon:
                 more = {"target_replicas": 5, "reason": "asked for by scale", "cause": "manual"}
                 return {"schema": "fleetctl/history/v1", "entries": [{**entry, **more}] if self.entries is None else self.entries}
             case "GET", ["events"]:
-                return {"schema": "fleetctl/events/v1", "events": self.events}
+                chosen = [event for event in self.events if query.get("fleet") in (None, event["fleet"])]
+                return {"schema": "fleetctl/events/v1", "events": chosen[-int(query["limit"]) :]}
             case "POST", ["fleets", name, "scale"]:
                 fleet = self._fleet(name)
                 wanted = body["replicas"] if "replicas" in body else fleet["desired_replicas"] + body["delta"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -67,6 +68,12 @@ def test_every_read_has_json(name: str) -> None:
     assert "--json" in {option for param in COMMANDS[name].params for option in param.opts}
 
 
+def test_words_of_other_tools_lead_to_commands_that_exist() -> None:
+    assert not app.OTHER_WORDS.keys() & app.MODULES.keys()
+    for hint in app.OTHER_WORDS.values():
+        assert {word for word in re.findall(r"`fleetctl ([a-z]+)", hint)} <= app.MODULES.keys()
+
+
 def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
     assert "status" in fleetctl("--help").out == fleetctl("-h").out
     assert fleetctl().out == fleetctl("--help").out
@@ -78,6 +85,11 @@ def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
     [
         (["scal", "3"], 2, "did you mean `fleetctl scale`?"),
         (["nonsense"], 2, "no such command: nonsense"),
+        (["ls"], 2, "`fleetctl ps` lists agents"),
+        (["stop", "web"], 2, "`fleetctl down` takes fleets down"),
+        (["version"], 2, "`fleetctl --version`"),
+        (["xs"], 2, "`fleetctl --help` lists the commands"),
+        (["pss"], 2, "did you mean `fleetctl ps`?"),
         (["--nonsense"], 2, "No such option: --nonsense"),
         (["status", "--nonsense"], 2, "`fleetctl status --help`"),
         (["scale"], 2, "Missing argument"),
@@ -365,6 +377,24 @@ def test_history_and_events_of_an_unknown_fleet_are_status_5(command: list[str],
     assert "fleets here: web" in result.err
     if "-f" not in command:
         assert fleetctl(*command, "--fleet", "web").status == 0
+
+
+def test_reads_take_names_of_several_fleets(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets |= {name: a_fleet(name, 1) for name in ("api", "job", "web")}
+    daemon.events = [
+        {"at": f"2026-01-31T12:00:0{number}Z", "kind": "agent.started", "fleet": name, "agent_id": "x", "message": name, "data": {}}
+        for number, name in enumerate(("web", "api", "job"))
+    ]
+    assert fleetctl("ps", "-q", "api", "web").out == "api-00000\nweb-00000\n"
+    assert [fleet["name"] for fleet in json.loads(fleetctl("status", "api", "web", "--json").out)["fleets"]] == ["api", "web"]
+    assert fleetctl("wait", "api", "web").out == "api: 1 of 1 ready; web: 1 of 1 ready\n"
+    assert [event["message"] for event in json.loads(fleetctl("events", "api", "--fleet", "web", "--json").out)["events"]] == ["web", "api"]
+    assert [event["message"] for event in json.loads(fleetctl("events", "api", "web", "-n1", "--json").out)["events"]] == ["api"]
+    assert len(json.loads(fleetctl("history", "web", "--json").out)["entries"]) == 1
+    for command in (["ps", "-q"], ["status"], ["wait"], ["events"], ["history"]):
+        daemon.entries = []
+        result = fleetctl(*command, "api", "ghost")
+        assert (result.status, result.out, "no such fleet: ghost" in result.err) == (5, "", True)
 
 
 def test_commands_are_shown_as_they_would_be_typed(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
