@@ -40,6 +40,23 @@ MODULES = {command: module for module, commands in FAMILIES.items() for command 
 HIDDEN = {"__complete"}
 
 
+_END = "`fleetctl down` takes fleets down, `fleetctl restart AGENT` replaces an agent, `fleetctl scale` changes how many there are"
+# What other tools call it.
+OTHER_WORDS = {
+    **dict.fromkeys(("ls", "list"), "`fleetctl ps` lists agents, `fleetctl status` fleets"),
+    **dict.fromkeys(("stop", "rm", "delete", "kill"), _END),
+    **dict.fromkeys(("start", "apply", "run", "create"), "`fleetctl up` starts fleets"),
+    **dict.fromkeys(("top", "monit"), "`fleetctl status` shows fleets live"),
+    **dict.fromkeys(("tail", "log"), "`fleetctl logs -f` shows what agents write"),
+    **dict.fromkeys(("describe", "show"), "`fleetctl inspect` shows all about a fleet or an agent"),
+    "reload": "`fleetctl up` takes over a changed file, `fleetctl restart` replaces the processes",
+    "version": "`fleetctl --version`",
+    "help": "`fleetctl --help`, and `fleetctl COMMAND --help`",
+    "init": "`fleetctl config init` writes a first fleet.toml",
+    "validate": "`fleetctl config check` checks fleet.toml",
+}
+
+
 class Terminated(BaseException):
     """SIGTERM arrived. Not an Exception, so that nothing on the way takes it for a failure of its own."""
 
@@ -71,7 +88,10 @@ class LazyGroup(TyperGroup):
 def _nearest(word: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(word, set(MODULES) - HIDDEN, n=1)
+    if word in OTHER_WORDS:
+        return OTHER_WORDS[word]
+    # In a few letters nearly every word is like another.
+    near = get_close_matches(word, set(MODULES) - HIDDEN, n=1, cutoff=0.8 if len(word) < 4 else 0.6)
     return f"did you mean `fleetctl {near[0]}`?" if near else "`fleetctl --help` lists the commands"
 
 

@@ -69,6 +69,8 @@ def stop(
       fleetctl daemon stop --keep
       fleetctl daemon stop --drain
     """
+    from fleetctl.cli.render import count
+
     limit = positive_seconds(timeout)
     if keep and drain:
         raise UsageError("either --keep or --drain")
@@ -86,18 +88,27 @@ def stop(
     if json:
         emit_json({"schema": "fleetctl/shutdown/v1", "mode": mode, "pid": pid, "agents": agents})
         return
-    fate = "" if not agents else f"; its {len(agents)} agents {'have stopped' if mode == 'drain' else 'run on'}"
+    one = len(agents) == 1
+    ended, kept = ("has stopped", "runs on") if one else ("have stopped", "run on")
+    fate = f"; its {count(len(agents), 'agent')} {ended if mode == 'drain' else kept}" if agents else ""
     emit(f"the daemon (pid {pid}) has ended{fate}\n")
 
 
 def _ask(agents: int) -> str:
+    from fleetctl.cli.render import count
+
+    running = f"{count(agents, 'agent')} {'runs' if agents == 1 else 'run'}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError(
-            f"{agents} agents run", hint="say what is to become of them: `fleetctl daemon stop --keep` or `fleetctl daemon stop --drain`"
-        )
-    print(f"{agents} agents run. Keep them running, or drain (stop) them? [keep/drain] ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline()
+        raise UsageError(running, hint="say what is to become of them: `fleetctl daemon stop --keep` or `fleetctl daemon stop --drain`")
+    them = "it" if agents == 1 else "them"
+    print(f"{running}. Keep {them} running, or drain (stop) {them}? [keep/drain] ", end="", file=sys.stderr, flush=True)
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        say("")  # the terminal's cursor stands behind the question
+        raise
     if not answer:
+        say("")
         raise typer.Abort
     word = answer.strip().lower()
     for mode in ("keep", "drain"):
@@ -124,12 +135,12 @@ def status(
     with LocalEngine(state_dir) as engine:
         try:
             info = engine.client.daemon()
-        except DaemonUnreachable as error:
+        except DaemonUnreachable:
             if json:
                 emit_json({"schema": "fleetctl/daemon/v1", "alive": False, "pid": None, "state_dir": engine.paths.root, "fleets": []})
             else:
                 emit(f"no daemon runs for {engine.paths.root}\n")
-                say(f"{error.message}; `fleetctl daemon start` or `fleetctl up` starts one")
+                say("`fleetctl daemon start` or `fleetctl up` starts one")
             if check:
                 raise typer.Exit(EXIT_NOT_DESIRED) from None
             return

@@ -1,18 +1,20 @@
 """`inspect`, `history` and `events`: one thing in full, and what happened so far."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from fleetctl.cli.options import Json, StateDir
-from fleetctl.cli.terminal import emit_json, emit_lines, say, width
+from fleetctl.cli.options import Fleets, Json, StateDir, check_fleets
+from fleetctl.cli.terminal import emit_json, emit_lines, say_offline, width
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
-FleetOption = Annotated[str | None, typer.Option("--fleet", metavar="FLEET", help="Only this fleet", show_default=False)]
+T = TypeVar("T", bound=Mapping[str, object])
+FleetOption = Annotated[list[str] | None, typer.Option("--fleet", metavar="FLEET", help="The same", show_default=False)]
 
 
 def inspect(
@@ -49,6 +51,7 @@ def inspect(
 
 
 def history(
+    names: Fleets = None,
     fleet: FleetOption = None,
     number: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The last N decisions")] = 20,
     json: Json = False,
@@ -59,17 +62,18 @@ def history(
     \b
     Examples:
       fleetctl history
-      fleetctl history -n 5 --fleet web --json
+      fleetctl history web -n 5 --json
     """
     from fleetctl.cli.render import history_lines
 
+    fleets, limit = [*(names or []), *(fleet or [])], _limit(number)
     with LocalEngine(state_dir) as engine:
-        limit = _limit(number)
         try:
-            entries = engine.client.history(fleet, limit)["entries"]
+            entries, silent = _of_fleets(fleets, limit, lambda fleet: engine.client.history(fleet, limit)["entries"])
         except DaemonUnreachable as error:
-            say(f"{error.message}; this is what the database in {engine.paths.root} tells")
-            entries = engine.offline_history(fleet, limit)
+            say_offline(error, "the database tells")
+            entries, silent = _of_fleets(fleets, limit, lambda fleet: engine.offline_history(fleet, limit))
+        _check_silent(engine, silent)
     if json:
         emit_json({"schema": "fleetctl/history/v1", "entries": entries})
     else:
@@ -77,6 +81,7 @@ def history(
 
 
 def events(
+    names: Fleets = None,
     fleet: FleetOption = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new ones as they happen")] = False,
     number: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The last N events")] = 100,
@@ -87,26 +92,49 @@ def events(
 
     \b
     Examples:
-      fleetctl events -n 20
+      fleetctl events web -n 20
       fleetctl events -f --json
     """
+    fleets, limit = [*(names or []), *(fleet or [])], _limit(number)
     with LocalEngine(state_dir) as engine:
-        limit = _limit(number)
         if follow:
-            with engine.client.follow_events(fleet, limit) as stream:
+            _check_silent(engine, _of_fleets(fleets, 1, lambda fleet: engine.client.events(fleet, 1)["events"])[1])
+            with engine.client.follow_events(fleets[0] if len(fleets) == 1 else None, limit) as stream:
                 for event in stream:
-                    _show(event, json=json)
+                    if not fleets or event["fleet"] in fleets:
+                        _show(event, json=json)
             raise DaemonUnreachable("the daemon was stopped")
         try:
-            found = engine.client.events(fleet, limit)["events"]
+            found, silent = _of_fleets(fleets, limit, lambda fleet: engine.client.events(fleet, limit)["events"])
         except DaemonUnreachable as error:
-            say(f"{error.message}; this is what the database in {engine.paths.root} tells")
-            found = engine.offline_events(fleet, limit)
+            say_offline(error, "the database tells")
+            found, silent = _of_fleets(fleets, limit, lambda fleet: engine.offline_events(fleet, limit))
+        _check_silent(engine, silent)
     if json:
         emit_json({"schema": "fleetctl/events/v1", "events": found})
         return
     for event in found:
         _show(event, json=False)
+
+
+def _of_fleets(names: Sequence[str], limit: int, read: "Callable[[str | None], list[T]]") -> "tuple[list[T], list[str]]":
+    """The last so many rows of these fleets, or of all, in the order of their times; and the names that have none."""
+    if not names:
+        return read(None), []
+    found = {name: read(name) for name in dict.fromkeys(names)}
+    rows = sorted((row for each in found.values() for row in each), key=lambda row: str(row["at"]))
+    return rows[-limit:] if limit else [], [name for name, each in found.items() if not each]
+
+
+def _check_silent(engine: LocalEngine, names: Sequence[str]) -> None:
+    """NotFound where nothing is known of a fleet; of one that was taken down there would be something."""
+    if not names:
+        return
+    try:
+        there = engine.client.daemon()["fleets"]
+    except DaemonUnreachable:
+        there = [fleet["name"] for fleet in engine.offline_status()["fleets"]]
+    check_fleets(names, there)
 
 
 def _show(event: "Mapping[str, object]", *, json: bool) -> None:

@@ -1,5 +1,6 @@
 """The live table of `status`: redrawn when something changed, at most as often as asked, no larger than the terminal. Needs rich."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -7,6 +8,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fleetctl.cli import render
+from fleetctl.cli.options import check_fleets
 from fleetctl.errors import DaemonUnreachable
 
 if TYPE_CHECKING:
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
 FOOT_LINES = 2
 
 
-def show_status(engine: "LocalEngine", fleet: str | None, seconds: float, console: Console | None = None) -> None:
-    """Watch until interrupted. Raises DaemonUnreachable when the daemon ends, NotFound when there is no such fleet."""
+def show_status(engine: "LocalEngine", fleets: Sequence[str], seconds: float, console: Console | None = None) -> None:
+    """Watch these fleets, or all, until interrupted. Raises DaemonUnreachable when the daemon ends, NotFound for an unknown name."""
+    check_fleets(fleets, engine.client.daemon()["fleets"] if fleets else ())
+    only = fleets[0] if len(fleets) == 1 else None
     screen = console or Console(highlight=False)
     shown: list[render.Line] = []
-    with engine.client.watch_status(seconds, fleet) as stream, Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
+    with engine.client.watch_status(seconds, only) as stream, Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
         for status in stream:
+            if fleets:
+                status["fleets"] = [fleet for fleet in status["fleets"] if fleet["name"] in fleets]
             lines = frame(status, screen.width, screen.height)
             if lines != shown:
                 live.update(as_text(lines), refresh=True)

@@ -1,14 +1,15 @@
 """`status` and `ps`: what there is, now."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleetctl.cli.options import Json, StateDir
-from fleetctl.cli.terminal import emit, emit_json, emit_lines, height, live, say, width
+from fleetctl.cli.options import Fleets, Json, StateDir, check_fleets
+from fleetctl.cli.terminal import emit, emit_json, emit_lines, height, live, say, say_offline, width
 from fleetctl.engines.local import LocalEngine
-from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable, NotFound
+from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import Status
@@ -17,7 +18,7 @@ LIVE_SECONDS = 0.5
 
 
 def status(
-    fleet: Annotated[str | None, typer.Argument(metavar="FLEET", help="Only this fleet", show_default=False)] = None,
+    fleets: Fleets = None,
     once: Annotated[bool, typer.Option("--once", help="Print the table once, also on a terminal")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit status 3 unless everything is as desired")] = False,
     json: Json = False,
@@ -35,9 +36,9 @@ def status(
         if not (once or check or json) and live(sys.stdout.isatty()) and engine.daemon_pid() is not None:
             from fleetctl.cli.live import show_status
 
-            show_status(engine, fleet, LIVE_SECONDS)
+            show_status(engine, fleets or [], LIVE_SECONDS)
             return
-        found = read_status(engine, fleet)
+        found = read_status(engine, fleets or [])
         if json:
             emit_json(found)
         else:
@@ -49,17 +50,16 @@ def status(
         raise typer.Exit(EXIT_NOT_DESIRED)
 
 
-def read_status(engine: LocalEngine, fleet: str | None = None) -> "Status":
-    """The daemon's word, else that of the state directory, saying so. NotFound where there is no such fleet."""
+def read_status(engine: LocalEngine, names: Sequence[str] = ()) -> "Status":
+    """The daemon's word on these fleets, or all, else that of the state directory, saying so. NotFound for a name that is no fleet's."""
     try:
-        return engine.client.status(fleet)
+        found = engine.client.status()
     except DaemonUnreachable as error:
-        say(f"{error.message}; this is what the state directory in {engine.paths.root} and the processes tell")
+        say_offline(error, "the records and the processes tell")
         found = engine.offline_status()
-    if fleet is not None:
-        found["fleets"] = [one for one in found["fleets"] if one["name"] == fleet]
-        if not found["fleets"]:
-            raise NotFound(f"no such fleet: {fleet}")
+    if names:
+        check_fleets(names, [fleet["name"] for fleet in found["fleets"]])
+        found["fleets"] = [fleet for fleet in found["fleets"] if fleet["name"] in names]
     return found
 
 
@@ -77,6 +77,7 @@ def as_desired(status: "Status") -> bool:
 
 
 def ps(
+    fleets: Fleets = None,
     all_: Annotated[bool, typer.Option("-a", "--all", help="Also agents that have ended")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the ids")] = False,
     json: Json = False,
@@ -87,11 +88,11 @@ def ps(
     \b
     Examples:
       fleetctl ps
-      fleetctl ps -q
+      fleetctl ps web -q
       fleetctl ps --all --json
     """
     with LocalEngine(state_dir) as engine:
-        found = read_status(engine)
+        found = read_status(engine, fleets or [])
     agents: list[dict[str, Any]] = [  # Any: as the daemon sent them, and the fleet's name
         {"fleet": fleet["name"], **agent}
         for fleet in found["fleets"]
@@ -108,5 +109,7 @@ def ps(
         emit_lines(ps_lines(agents, width()))
         _say_failures(found)
     hidden = sum(len(fleet["agents"]) for fleet in found["fleets"]) - len(agents)
+    if not agents and not (quiet or json):
+        say("no agents")
     if hidden and not (quiet or json):
-        say(f"{hidden} more ended; `fleetctl ps -a` shows them")
+        say(f"{hidden} more ended; `fleetctl ps -a` shows them" if agents else f"{hidden} ended; `fleetctl ps -a` shows them")

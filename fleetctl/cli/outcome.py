@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from fleetctl.daemon.wire import Change, FleetStatus
 
 
+def _plan(message: str, actions: Sequence[str]) -> list[str]:
+    """What would be done: "would" is said once, and so is each action."""
+    would = "" if "would" in message else "would "
+    return [message, *(f"  {would}{action}" for action in actions if not (action in message and not would))]
+
+
 class Outcome:
     """The changes made, the fleets as they are now, and what failed, by fleet."""
 
@@ -34,9 +40,7 @@ class Outcome:
         if self.json:
             return
         if self.dry_run:
-            emit(
-                "".join(f"{line}\n" for line in [harmless(made["message"]), *(f"  would {harmless(action)}" for action in made["actions"])])
-            )
+            emit("".join(f"{harmless(line)}\n" for line in _plan(made["message"], made["actions"])))
         else:
             say(harmless(made["message"]))
 

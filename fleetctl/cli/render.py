@@ -236,6 +236,13 @@ STATUS_COLUMNS = (_AGENT, _STATE, *_NUMBERS)
 PS_COLUMNS = (_AGENT, _FLEET, _STATE, *_NUMBERS)
 
 
+def command_line(words: Sequence[object]) -> str:
+    """As it would be typed; one word alone is what a shell is given, and already that."""
+    from shlex import join
+
+    return str(words[0]) if len(words) == 1 else join(map(str, words))
+
+
 def fleet_title(fleet: Object) -> Line:
     """`demo  5 of 5 ready`, what it runs, and whether it is going."""
     ready, desired = fleet["ready_replicas"], fleet["desired_replicas"]
@@ -247,7 +254,7 @@ def fleet_title(fleet: Object) -> Line:
     warm = fleet["warm_pool"]
     if warm and warm.get("enabled"):
         line.append((f", {warm.get('current_size')} of {warm.get('target_size')} warm", ""))
-    return [*line, ("  ", ""), (clean(" ".join(map(str, fleet.get("command") or ()))), "dim")]
+    return [*line, ("  ", ""), (clean(command_line(fleet.get("command") or ())), "dim")]
 
 
 def clip(line: Line, width: int | None) -> Line:
@@ -395,7 +402,7 @@ def agent_lines(agent: Object, width: int | None) -> list[Line]:
             ("Last exit", last_exit(agent["last_exit"])),
             ("Created", moment(agent["created_at"])),
             ("Started", moment(agent["started_at"]) if agent["started_at"] else None),
-            ("Command", " ".join(map(str, agent["command"]))),
+            ("Command", command_line(agent["command"])),
             ("Folder", agent["cwd"]),
             ("Log", agent["log_path"]),
             ("State dir", agent["state_directory"]),
@@ -417,7 +424,7 @@ _PROCESS_COLUMNS = (
 
 
 def _words(command: object) -> str:
-    return " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
+    return command_line(command) if isinstance(command, list | tuple) else str(command)
 
 
 def spec_lines(fleet: Object, width: int | None) -> list[Line]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from fleetctl.errors import FleetctlError
+from fleetctl.errors import DaemonUnreachable, FleetctlError
 
 if TYPE_CHECKING:
     from fleetctl.cli.render import Line
@@ -64,6 +64,12 @@ def say(text: str) -> None:
     """Words, to stderr. That nobody listens is no reason to stop working."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def say_offline(error: DaemonUnreachable, source: str) -> None:
+    """That no daemon answered, why unless that is plain, and what told the rest."""
+    plain = error.message.startswith("The daemon does not run")
+    say(f"{'the daemon does not run' if plain else error.message}; this is what {source}")
 
 
 def harmless(text: str) -> str:

@@ -191,6 +191,8 @@ def _outdated(engine: LocalEngine, loaded: "Sequence[Loaded]") -> dict[str, set[
 
 
 def _planned(one: "Loaded") -> "Change":
+    from fleetctl.cli.render import command_line, count
+
     spec = one.spec
     return {
         "schema": "fleetctl/change/v1",
@@ -199,8 +201,8 @@ def _planned(one: "Loaded") -> "Change":
         "created": True,
         "dry_run": True,
         "desired_replicas": spec.replicas,
-        "actions": ["start the daemon", f"start {spec.replicas} x {' '.join(spec.command)}"],
-        "message": f"{spec.name}: would be created with {spec.replicas} agents",
+        "actions": ["start the daemon", f"start {spec.replicas} x {command_line(spec.command)}"],
+        "message": f"{spec.name}: would be created with {count(spec.replicas, 'agent')}",
     }
 
 

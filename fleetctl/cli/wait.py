@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import Json, StateDir, positive_seconds
+from fleetctl.cli.options import Json, StateDir, check_fleets, positive_seconds
 from fleetctl.cli.terminal import emit, emit_json
 from fleetctl.engines.local import LocalEngine
-from fleetctl.errors import NotFound, UsageError
+from fleetctl.errors import UsageError
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import FleetStatus
@@ -32,7 +32,7 @@ def condition(text: str) -> "Callable[[FleetStatus | None], bool]":
 
 
 def wait(
-    fleet: Annotated[str, typer.Argument(metavar="FLEET", help="Which fleet")],
+    fleets: Annotated[list[str], typer.Argument(metavar="FLEET...", help="Which fleets")],
     condition_text: Annotated[str, typer.Option("--for", metavar="ready|count=N|drained", help="What to wait for")] = "ready",
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long (exit status 124); 0: never")
@@ -40,11 +40,11 @@ def wait(
     json: Json = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Wait until a fleet is ready, has exactly N ready agents, or has none left.
+    """Wait until each of the fleets is ready, has exactly N ready agents, or has none left.
 
     \b
     Examples:
-      fleetctl wait web --for ready
+      fleetctl wait web api --for ready
       fleetctl wait web --for count=10 --timeout 120
       fleetctl wait web --for drained
     """
@@ -52,11 +52,13 @@ def wait(
 
     holds, limit = condition(condition_text), positive_seconds(timeout)
     with LocalEngine(state_dir) as engine:
-        if condition_text != "drained" and fleet not in engine.client.daemon()["fleets"]:
-            raise NotFound(f"no such fleet: {fleet}")
-        watched = waiting.Watched(engine, [fleet])
-        status = watched.until(lambda status: holds(waiting.find(status, fleet)), timeout=limit, what=f"not {condition_text}")
+        if condition_text != "drained":
+            check_fleets(fleets, engine.client.daemon()["fleets"])
+        watched = waiting.Watched(engine, fleets)
+        status = watched.until(
+            lambda status: all(holds(waiting.find(status, fleet)) for fleet in fleets), timeout=limit, what=f"not {condition_text}"
+        )
         if json:
-            emit_json({**status, "fleets": [one for one in status["fleets"] if one["name"] == fleet]})
+            emit_json({**status, "fleets": [one for one in status["fleets"] if one["name"] in fleets]})
         else:
-            emit(waiting.summary(status, [fleet]) + "\n")
+            emit(waiting.summary(status, fleets) + "\n")

@@ -69,7 +69,7 @@ def _program_troubles(spec: FleetSpec) -> Iterator[Trouble]:
         yield f"command {shown(program)}: {reason}", "give the path of a program"
     else:
         hint = "install it, give its full path, or set PATH in environment"
-        yield f"command {shown(program)}: no such program on the PATH ({plain(':'.join(search))})", hint
+        yield f"command {shown(program)}: no such program on the PATH", hint
 
 
 def _search_path(spec: FleetSpec) -> list[str] | None:

@@ -74,6 +74,7 @@ class FakeDaemon:
         self.fleets: dict[str, Json] = {}
         self.asked: list[tuple[str, str, Json]] = []
         self.events: list[Json] = []
+        self.entries: list[Json] | None = None  # None: one
         self.obedient = True
         self.failing = False  # new agents fail instead of becoming ready
         self.refusing: set[str] = set()  # fleets that cannot be changed
@@ -96,9 +97,10 @@ class FakeDaemon:
             case "GET", ["history"]:
                 entry = {"at": "2026-01-31T12:00:00.5Z", "fleet": "web", "action": "scale_up", "current_replicas": 2}
                 more = {"target_replicas": 5, "reason": "asked for by scale", "cause": "manual"}
-                return {"schema": "fleetctl/history/v1", "entries": [{**entry, **more}]}
+                return {"schema": "fleetctl/history/v1", "entries": [{**entry, **more}] if self.entries is None else self.entries}
             case "GET", ["events"]:
-                return {"schema": "fleetctl/events/v1", "events": self.events}
+                chosen = [event for event in self.events if query.get("fleet") in (None, event["fleet"])]
+                return {"schema": "fleetctl/events/v1", "events": chosen[-int(query["limit"]) :]}
             case "POST", ["fleets", name, "scale"]:
                 fleet = self._fleet(name)
                 wanted = body["replicas"] if "replicas" in body else fleet["desired_replicas"] + body["delta"]

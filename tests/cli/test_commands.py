@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import typer
 from typer.main import get_command
 
 from fleetctl.cli import app, waiting
+from fleetctl.client import Client
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotStopped
+from fleetctl.host.paths import Paths
 from tests.cli.conftest import PROGRAM, Fleetctl, call, environment
 from tests.cli.fake_daemon import FakeDaemon, a_fleet, a_pool, a_warm_one, an_agent
 
@@ -78,6 +82,12 @@ def test_every_read_has_json(name: str) -> None:
     assert "--json" in {option for param in COMMANDS[name].params for option in param.opts}
 
 
+def test_words_of_other_tools_lead_to_commands_that_exist() -> None:
+    assert not app.OTHER_WORDS.keys() & app.MODULES.keys()
+    for hint in app.OTHER_WORDS.values():
+        assert {word for word in re.findall(r"`fleetctl ([a-z]+)", hint)} <= app.MODULES.keys()
+
+
 def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
     assert "status" in fleetctl("--help").out == fleetctl("-h").out
     assert fleetctl().out == fleetctl("--help").out
@@ -89,6 +99,11 @@ def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
     [
         (["scal", "3"], 2, "did you mean `fleetctl scale`?"),
         (["nonsense"], 2, "no such command: nonsense"),
+        (["ls"], 2, "`fleetctl ps` lists agents"),
+        (["stop", "web"], 2, "`fleetctl down` takes fleets down"),
+        (["version"], 2, "`fleetctl --version`"),
+        (["xs"], 2, "`fleetctl --help` lists the commands"),
+        (["pss"], 2, "did you mean `fleetctl ps`?"),
         (["--nonsense"], 2, "No such option: --nonsense"),
         (["status", "--nonsense"], 2, "`fleetctl status --help`"),
         (["scale"], 2, "Missing argument"),
@@ -390,7 +405,8 @@ def test_up_without_file_or_command_says_that_it_runs_the_demo(fleetctl: Fleetct
 def test_dry_run_of_up_starts_no_daemon(state_dir: Path, fleetctl: Fleetctl) -> None:
     result = fleetctl("up", "-n", "3", "--dry-run")
     assert result.status == 0
-    assert "would start the daemon" in result.out
+    assert result.out.startswith("demo: would be created with 3 agents\n  start the daemon\n  start 3 x ")
+    assert "would be created with 1 agent\n" in fleetctl("up", "-n", "1", "--dry-run").out
     assert not state_dir.exists()
 
 
@@ -420,6 +436,13 @@ def test_ps_lists_agents_flat(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     assert "1 more ended" in fleetctl("ps").err
 
 
+def test_ps_says_that_there_are_no_agents(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    assert fleetctl("ps").err == "no agents\n"
+    assert fleetctl("ps", "-q").err == ""
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(state="terminated", pid=None, ready=False)])
+    assert fleetctl("ps").err == "no agents\n1 ended; `fleetctl ps -a` shows them\n"
+
+
 def test_inspect_shows_an_agent_or_a_fleet(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     daemon.fleets["web"] = a_fleet()
     assert "State:        running" in fleetctl("inspect", "web-00000").out
@@ -437,6 +460,54 @@ def test_history_and_events(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     assert json.loads(fleetctl("history", "--json").out)["entries"][0]["target_replicas"] == 5
     assert fleetctl("events").out == "2026-01-31 12:00:00Z  agent.started     web-1             up\n"
     assert json.loads(fleetctl("events", "--json").out)["events"] == daemon.events
+
+
+@pytest.mark.parametrize("command", [["history"], ["events"], ["events", "-f"]])
+def test_history_and_events_of_an_unknown_fleet_are_status_5(command: list[str], daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    daemon.entries = []
+    result = fleetctl(*command, "--fleet", "ghost")
+    assert (result.status, result.out) == (5, "")
+    assert "fleets here: web" in result.err
+    if "-f" not in command:
+        assert fleetctl(*command, "--fleet", "web").status == 0
+
+
+def test_reads_take_names_of_several_fleets(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets |= {name: a_fleet(name, 1) for name in ("api", "job", "web")}
+    daemon.events = [
+        {"at": f"2026-01-31T12:00:0{number}Z", "kind": "agent.started", "fleet": name, "agent_id": "x", "message": name, "data": {}}
+        for number, name in enumerate(("web", "api", "job"))
+    ]
+    assert fleetctl("ps", "-q", "api", "web").out == "api-00000\nweb-00000\n"
+    assert [fleet["name"] for fleet in json.loads(fleetctl("status", "api", "web", "--json").out)["fleets"]] == ["api", "web"]
+    assert fleetctl("wait", "api", "web").out == "api: 1 of 1 ready; web: 1 of 1 ready\n"
+    assert [event["message"] for event in json.loads(fleetctl("events", "api", "--fleet", "web", "--json").out)["events"]] == ["web", "api"]
+    assert [event["message"] for event in json.loads(fleetctl("events", "api", "web", "-n1", "--json").out)["events"]] == ["api"]
+    assert len(json.loads(fleetctl("history", "web", "--json").out)["entries"]) == 1
+    for command in (["ps", "-q"], ["status"], ["wait"], ["events"], ["history"]):
+        daemon.entries = []
+        result = fleetctl(*command, "api", "ghost")
+        assert (result.status, result.out, "no such fleet: ghost" in result.err) == (5, "", True)
+
+
+def test_commands_are_shown_as_they_would_be_typed(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets |= {"api": a_fleet("api", 0, command=["sh", "-c", "echo $HOME"]), "web": a_fleet(command=["while :; do run; done"])}
+    shown = fleetctl("status").out
+    assert "  sh -c 'echo $HOME'\n" in shown
+    assert "  while :; do run; done\n" in shown
+    assert "Command:      while :; do run; done\n" in fleetctl("inspect", "web-00000").out
+
+
+def test_a_daemon_that_does_not_answer_is_one_for_the_doctor(state_dir: Path, fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = Paths(os.path.realpath(state_dir))
+    paths.prepare()
+    monkeypatch.setattr(LocalEngine, "client", property(lambda self: Client(str(state_dir), timeout=0.1)))
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(paths.socket)
+        deaf.listen()
+        result = fleetctl("status")
+    assert (result.status, "hint: `fleetctl doctor`" in result.err) == (124, True)
 
 
 def test_wait_returns_when_it_holds_or_the_time_is_over(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
@@ -458,6 +529,9 @@ def test_state_directory_is_taken_before_and_after_the_command(
 def test_reads_without_a_daemon_say_so_and_start_nothing(state_dir: Path, fleetctl: Fleetctl) -> None:
     for command in (["status"], ["ps"], ["history"], ["events"], ["logs"], ["doctor"], ["daemon", "status"]):
         assert fleetctl(*command).status == 0
+    told = fleetctl("daemon", "status")
+    assert (told.out.startswith("no daemon runs for "), told.err) == (True, "`fleetctl daemon start` or `fleetctl up` starts one\n")
+    assert max(len(line) for line in (fleetctl("status").err + fleetctl("history").err).splitlines()) < 100
     result = fleetctl("status", "--json")
     assert json.loads(result.out)["daemon"]["alive"] is False
     assert "does not run" in result.err
@@ -522,6 +596,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(daemon: FakeDaemon) -> None
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 def test_closed_streams_do_not_matter(redirection: str, daemon: FakeDaemon) -> None:
+    daemon.fleets["web"] = a_fleet()
     done = subprocess.run(
         ["sh", "-c", f'"$0" -m fleetctl ps {redirection}', PROGRAM[0]], capture_output=True, env=environment(), timeout=30
     )

@@ -82,7 +82,7 @@ def words(typed: str) -> list[str]:
         ("fleetctl nonsense ", [FILES]),
         ("fleetctl --state-dir /nowhere down ", []),
         ("fleetctl down --state-dir=/nowhere ", []),
-        ("fleetctl ps ", []),
+        ("fleetctl ps ", ["api", "web"]),
     ],
 )
 def test_candidates(typed: str, found: list[str], daemon: FakeDaemon) -> None:
