@@ -194,7 +194,7 @@ def _show_status(state_dir: str | None, fleet: str | None, *, json: bool) -> Non
     from fleetctl.cli.look import read_status
 
     with LocalEngine(state_dir) as engine:
-        found = read_status(engine, fleet)
+        found = read_status(engine, [fleet] if fleet else [])
     if json:
         emit_json(as_json(found))
         return
