@@ -617,7 +617,7 @@ def test_path_of_this_process_is_used_where_the_fleet_has_none(folder: Path, mon
     assert runnable(folder, command=("run",)) is None
     error = runnable(folder, command=("sleep",))
     assert error is not None
-    assert error.message == f'fleet web: command "sleep": no such program on the PATH'
+    assert error.message == 'fleet web: command "sleep": no such program on the PATH'
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 config = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, invoke_without_command=True)
 File = Annotated[str | None, typer.Argument(metavar="FILE", help="Default: fleet.toml here", show_default=False)]
+FileOption = Annotated[str | None, typer.Option("-f", "--file", metavar="FILE", help="The same, as `up` takes it", show_default=False)]
 
 
 @config.callback()
@@ -69,7 +70,7 @@ def init(
 
 
 @config.command()
-def check(file: File = None, json: Json = False) -> None:
+def check(file: File = None, option: FileOption = None, json: Json = False) -> None:
     """Check a file without starting anything; exit status 6 and every problem when it is not valid.
 
     \b
@@ -79,7 +80,7 @@ def check(file: File = None, json: Json = False) -> None:
     """
     from fleetctl.config import check_runnable
 
-    path, loaded = _load(file)
+    path, loaded = _load(_given(file, option))
     for one in loaded:
         check_runnable(one.spec)
     names = [one.spec.name for one in loaded]
@@ -90,7 +91,7 @@ def check(file: File = None, json: Json = False) -> None:
 
 
 @config.command()
-def show(file: File = None, json: Json = False) -> None:
+def show(file: File = None, option: FileOption = None, json: Json = False) -> None:
     """Show every setting with its value and where that came from. Values of environment variables are hidden.
 
     \b
@@ -98,10 +99,10 @@ def show(file: File = None, json: Json = False) -> None:
       fleetctl config show
       fleetctl config show --json
     """
-    from fleetctl.cli.render import Column, flatten, or_dash, table
-    from fleetctl.config import spec_to_json
+    from fleetctl.cli.render import Column, flatten, table, toml_value
+    from fleetctl.config import settings, spec_to_json
 
-    path, loaded = _load(file)
+    path, loaded = _load(_given(file, option))
     described = []
     for one in loaded:
         values = spec_to_json(one.spec)
@@ -113,11 +114,14 @@ def show(file: File = None, json: Json = False) -> None:
         return
     columns = (
         Column("SETTING", lambda row: row[0]),
-        Column("VALUE", lambda row: or_dash(" ".join(map(str, row[1])) if isinstance(row[1], list) else row[1]), least=5, shrink=True),
+        Column("VALUE", lambda row: toml_value(row[1]), least=5, shrink=True),
         Column("FROM", lambda row: row[2], drop=1),
     )
-    for values, sources in described:
-        rows = [(key, value, _source(sources, key)) for key, value in flatten(values)]
+    unsupported = {setting.key for setting in settings() if not setting.supported}
+    for number, (values, sources) in enumerate(described):
+        if number:
+            emit("\n")
+        rows = [(key, value, _source(sources, key)) for key, value in flatten(values) if key not in unsupported]
         emit_lines([[(f"# {values['name']}", "dim")], *table(columns, rows, width())])
 
 
@@ -140,6 +144,12 @@ def schema() -> None:
     from fleetctl.config import schema as json_schema
 
     emit(json.dumps(json_schema(), indent=2) + "\n")
+
+
+def _given(file: str | None, option: str | None) -> str | None:
+    if file is not None and option is not None:
+        raise UsageError("one file: either FILE or --file FILE")
+    return option if file is None else file
 
 
 def _load(file: str | None) -> "tuple[Path, list[Loaded]]":

@@ -38,7 +38,9 @@ def inspect(
             if json:
                 emit_json(fleet)
             else:
-                emit_lines(spec_lines(fleet, width()))
+                from fleetctl.config import settings
+
+                emit_lines(spec_lines(fleet, width(), [setting.key for setting in settings() if not setting.supported]))
             return
         try:
             agent = client.agent(name)

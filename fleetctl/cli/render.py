@@ -5,7 +5,7 @@ Cheap to import: nothing here needs rich.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Segment = tuple[str, str]
@@ -427,9 +427,16 @@ def _words(command: object) -> str:
     return command_line(command) if isinstance(command, list | tuple) else str(command)
 
 
-def spec_lines(fleet: Object, width: int | None) -> list[Line]:
-    """A fleet's settings, then its agents."""
-    flat = [(key, _words(value) if isinstance(value, list) else value) for key, value in flatten(fleet["spec"])]
+def toml_value(value: object) -> str:
+    """A setting's value as fleet.toml would say it; a dash where it has none."""
+    from json import dumps
+
+    return "-" if value is None else dumps(value, ensure_ascii=False)
+
+
+def spec_lines(fleet: Object, width: int | None, hidden: Collection[str] = ()) -> list[Line]:
+    """A fleet's agents, then its settings but the hidden ones."""
+    flat = [(key, toml_value(value)) for key, value in flatten(fleet["spec"]) if key not in hidden]
     return [*fleet_lines(fleet, width), [("", "")], [("Settings", "bold")], *fields(flat, width)]
 
 

@@ -85,7 +85,7 @@ def test_every_read_has_json(name: str) -> None:
 def test_words_of_other_tools_lead_to_commands_that_exist() -> None:
     assert not app.OTHER_WORDS.keys() & app.MODULES.keys()
     for hint in app.OTHER_WORDS.values():
-        assert {word for word in re.findall(r"`fleetctl ([a-z]+)", hint)} <= app.MODULES.keys()
+        assert set(re.findall(r"`fleetctl ([a-z]+)", hint)) <= app.MODULES.keys()
 
 
 def test_help_alone_and_version(fleetctl: Fleetctl) -> None:
@@ -387,6 +387,11 @@ def test_up_says_which_fleets_the_file_has(arguments: list[str], status: int, sa
     a_file("api", "web")
     result = fleetctl("up", "--dry-run", *arguments)
     assert (result.status, said in result.err) == (status, True), result.err
+
+
+def test_config_show_sets_fleets_apart(fleetctl: Fleetctl) -> None:
+    a_file("api", "web")
+    assert fleetctl("config", "show").out.count("\n\n# web\n") == 1
 
 
 def test_up_runs_a_command_beside_a_file_that_is_wrong(fleetctl: Fleetctl) -> None:

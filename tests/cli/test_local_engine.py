@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fleetctl.client import Client
+from fleetctl.config import settings
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import FleetctlError
 from tests.cli.conftest import PROGRAM, call, environment
@@ -322,7 +323,12 @@ def test_config_commands(tmp_path: Path) -> None:
     assert call("config", "init").returncode == 6
     assert call("config", "check").stdout == "fleet.toml is valid: web\n"
     assert json.loads(call("config", "show", "--json").stdout)["fleets"][0]["name"] == "web"
-    assert "restart.policy" in call("config", "show").stdout
+    printed = call("config", "show", "--file", "fleet.toml").stdout
+    assert printed == call("config", "show").stdout == call("config", "show", "fleet.toml").stdout
+    rows = {line.split()[0]: line.split()[1] for line in printed.splitlines()[2:]}
+    assert (rows["restart.policy"], rows["shell"], rows["name"], rows["env_file"]) == ('"always"', "false", '"web"', "-")
+    assert rows.keys() == {setting.key for setting in settings() if setting.supported}
+    assert call("config", "check", "x", "--file", "y").returncode == 2
     assert json.loads(call("config", "schema").stdout)["type"] == "object"
     (tmp_path / "here" / "fleet.toml").write_text(
         '[fleet]\nname = "web"\ncommand = ["sleep", "9"]\nreplicsa = 3\nenvironment = {SECRET = "hidden"}\n'

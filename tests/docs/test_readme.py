@@ -15,6 +15,8 @@ import pytest
 from fleetctl import config
 from fleetctl.cli.app import HIDDEN, MODULES
 from fleetctl.config.load import ENVIRONMENT_SETTINGS
+from fleetctl.host import environment
+from fleetctl.models import Agent, FleetSpec
 from tests.docs.tables import README, with_tables
 from tests.real.harness import ROOT, Place
 
@@ -122,6 +124,12 @@ def test_every_command_that_is_named_exists() -> None:
 
 def test_every_variable_that_sets_something_is_named() -> None:
     assert all(f"`FLEETCTL_{key.upper()}`" in TEXT for key in ENVIRONMENT_SETTINGS)
+
+
+def test_every_variable_that_an_agent_gets_is_named() -> None:
+    agent = Agent(id="web-00000", fleet="web", slot=0, created_at=0.0, token="t")
+    given = environment.build(agent, FleetSpec(name="web", command=("true",)), state_root="/s", state_directory="/d")
+    assert all(f"`{name}`" in TEXT for name in given if name.startswith("FLEETCTL_") or name == "STATE_DIRECTORY")
 
 
 @pytest.mark.parametrize("folder", ["hello", "queue-worker"])

@@ -72,7 +72,7 @@ def _answers(db: "redis.Redis") -> bool:
 
 def test_queue_workers_lose_no_job_when_they_are_killed(place: Place, redis_url: str) -> None:
     folder = Path(place.root, "example")
-    shutil.copytree(ROOT / "examples/queue-worker", folder)
+    shutil.copytree(ROOT / "examples/queue-worker", folder, ignore=shutil.ignore_patterns(".venv"))
     (folder / "redis.env").write_text(f"REDIS_URL={redis_url}\n")
     (folder / ".venv").symlink_to(sys.prefix)  # stands for the one that the README makes
     assert "queue-worker  3 of 3 ready" in place.run("up", "--file", str(folder / "fleet.toml")).stdout
@@ -96,7 +96,7 @@ def test_queue_workers_lose_no_job_when_they_are_killed(place: Place, redis_url:
 def test_the_address_of_redis_is_stored_and_shown_nowhere(place: Place) -> None:
     """It stands in an env_file because it may hold a password."""
     folder = Path(place.root, "example")
-    shutil.copytree(ROOT / "examples/queue-worker", folder)
+    shutil.copytree(ROOT / "examples/queue-worker", folder, ignore=shutil.ignore_patterns(".venv"))
     (folder / "redis.env").write_text("REDIS_URL=redis://:hunter2@127.0.0.1:1/0\n")
     (folder / ".venv").symlink_to(sys.prefix)
     place.run("up", "--file", str(folder / "fleet.toml"), "--no-wait")
