@@ -128,7 +128,7 @@ def test_every_variable_that_sets_something_is_named() -> None:
 
 def test_every_variable_that_an_agent_gets_is_named() -> None:
     agent = Agent(id="web-00000", fleet="web", slot=0, created_at=0.0, token="t")
-    given = environment.build(agent, FleetSpec(name="web", command=("true",)), state_root="/s", state_directory="/d")
+    given = environment.build(agent, FleetSpec(name="web", command=("true",)), state_root="/s", state_directory="/d", claim_path="/c")
     assert all(f"`{name}`" in TEXT for name in given if name.startswith("FLEETCTL_") or name == "STATE_DIRECTORY")
 
 
