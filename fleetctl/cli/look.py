@@ -19,7 +19,7 @@ LIVE_SECONDS = 0.5
 
 def status(
     fleets: Fleets = None,
-    once: Annotated[bool, typer.Option("--once", help="Print the table once, also on a terminal")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once, also on a terminal, as far as it fits")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit status 3 unless everything is as desired")] = False,
     json: Json = False,
     state_dir: StateDir = None,

@@ -130,6 +130,15 @@ def test_status_once_on_a_terminal_is_a_coloured_table(daemon: FakeDaemon) -> No
             assert "\x1b" not in terminal.shown
 
 
+def test_status_once_shows_no_more_than_the_terminal_does(daemon: FakeDaemon) -> None:
+    daemon.fleets |= {"api": a_fleet("api", size=60), "web": a_fleet(size=2)}
+    with on_terminal("status", "--once", columns=70, lines=12) as terminal:
+        assert terminal.end() == 0
+    assert len(terminal.shown.splitlines()) <= 11
+    assert "more agents; `fleetctl ps` shows all" in terminal.shown
+    assert "web-00001" in terminal.shown
+
+
 def test_waiting_shows_progress_and_ctrl_c_leaves_with_130(daemon: FakeDaemon) -> None:
     daemon.fleets["web"] = a_fleet(agents=[an_agent(0, state="starting", ready=False)], desired_replicas=3, ready_replicas=0)
     daemon.obedient = False
@@ -159,6 +168,7 @@ def test_daemon_stop_asks_what_becomes_of_the_agents(answer: str, status: int, s
         terminal.type(answer)
         assert terminal.end() == status
         assert said in terminal.shown
+        assert terminal.shown.endswith("\n")  # the shell's prompt begins on a line of its own
         assert not [path for method, path, _ in daemon.asked if method == "POST"]
 
 
