@@ -2,6 +2,7 @@
 
 import sys
 
-from tests.bench.bench_daemon import main
+from tests.bench import bench_daemon, bench_warm
 
-sys.exit(main(sys.argv[1:]))
+bench_daemon.BENCHES.update(bench_warm.BENCHMARKS)
+sys.exit(bench_daemon.main(sys.argv[1:]))
