@@ -35,12 +35,12 @@ def overview(ctx: typer.Context, json: Json = False, state_dir: StateDir = None)
       fleetctl warm drain web
     """
     if ctx.invoked_subcommand is None:
-        _show_status(state_dir, None, json=json)
+        _show_status(state_dir, (), json=json)
 
 
 @warm.command()
 def status(
-    fleet: Annotated[str | None, typer.Argument(metavar="FLEET", help="Only this fleet", show_default=False)] = None,
+    fleets: Annotated[list[str] | None, typer.Argument(metavar="FLEET...", help="Only these fleets", show_default=False)] = None,
     json: Json = False,
     state_dir: StateDir = None,
 ) -> None:
@@ -51,7 +51,7 @@ def status(
       fleetctl warm status
       fleetctl warm status web --json
     """
-    _show_status(state_dir, fleet, json=json)
+    _show_status(state_dir, fleets or (), json=json)
 
 
 @warm.command()
@@ -190,11 +190,11 @@ def _resize(
         outcome.finish(words)
 
 
-def _show_status(state_dir: str | None, fleet: str | None, *, json: bool) -> None:
+def _show_status(state_dir: str | None, fleets: Sequence[str], *, json: bool) -> None:
     from fleetctl.cli.look import read_status
 
     with LocalEngine(state_dir) as engine:
-        found = read_status(engine, [fleet] if fleet else [])
+        found = read_status(engine, fleets)
     if json:
         emit_json(as_json(found))
         return
