@@ -3,7 +3,9 @@
 Rules, hands, and one loop between them:
 
     models errors ports   the nouns, every error, and what the loop needs of the machine
-    core/                 RULES: pure functions of (spec, agents, now) -> orders; no I/O, no clock
+    core/                 RULES: pure functions of (spec, agents, now) -> orders; no I/O, no clock. orders: their vocabulary; reconcile: who
+                          starts and stops; warmpool, restarts, lifecycle, recover; scaling (demand, policy, memory) and its simulation
+                          (plant, trace, kubernetes_rule), which only `simulate` uses so far
     host/                 HANDS: one kind of I/O a module, deciding nothing
     config                fleet.toml, environment and flags -> FleetSpec
     supervisor            THE LOOP, one per fleet: event in, ask the rules, hand the orders out, sleep until the next deadline
@@ -11,6 +13,7 @@ Rules, hands, and one loop between them:
     daemon/               one process per state directory: main (composition root), control, server, wire
     client                the control socket for Python users
     engines/              where a fleet runs, behind one interface
+    testing               public fakes of the ports, and a loop in fake time
     cli/                  parse, call the engine, render
 
 `tests/test_layers.py` holds who may import whom.

@@ -98,6 +98,13 @@ class WarmPoolEmpty(FleetctlError):
     hint = "leave out --require-warm to start a new agent instead; `fleetctl warm status` shows the pool"
 
 
+class Busy(FleetctlError):
+    """The daemon serves as many streams as it can."""
+
+    code, http_status = "E2011", 503
+    hint = "end some of the commands that watch or follow"
+
+
 class ScaleUpFailed(FleetctlError):
     """Scale up failed (lifecycle manager not available)."""
 

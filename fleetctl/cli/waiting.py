@@ -3,12 +3,12 @@
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from time import monotonic
+from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from fleetctl.cli.terminal import Progress
-from fleetctl.errors import DaemonUnreachable, FleetctlError, NotFound, NotStopped, TimedOut
+from fleetctl.errors import Busy, DaemonUnreachable, FleetctlError, NotFound, NotStopped, TimedOut
 
 if TYPE_CHECKING:
     from fleetctl.cli.outcome import Outcome
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fleetctl.engines.local import LocalEngine
 
 WATCH_SECONDS = 0.05
+ASK_AGAIN_SECONDS = 0.25
 SHOWN_AGENTS = 5
 SURVIVOR_SECONDS = 15.0
 
@@ -134,8 +135,13 @@ class Watched:
 
     def _statuses(self) -> "Iterator[Status]":
         yield self.engine.client.status()  # often enough, and cheaper than a stream
-        with self.engine.client.watch_status(WATCH_SECONDS) as stream:
-            yield from stream
+        try:
+            with self.engine.client.watch_status(WATCH_SECONDS) as stream:
+                yield from stream
+        except Busy:  # so many watch that there is no stream left for us
+            while True:
+                yield self.engine.client.status()
+                sleep(ASK_AGAIN_SECONDS)
 
     def _check_survivors(self, status: "Status") -> None:
         """The daemon kills what does not stop in its time; who is still there a good while later will not go, and is named."""

@@ -213,7 +213,7 @@ class _App:
     async def _stream(self, objects: api.Stream) -> Response:
         if self._streams >= self._limits.streams:
             await objects.aclose()
-            raise usage("Too many streams are open", 503)
+            raise errors.Busy
         return _Lines(self, objects)
 
     @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from fleetctl.daemon import wire
 from fleetctl.daemon.server import Limits
 from fleetctl.daemon.wire import Connection, Stream, quoted, with_query
-from fleetctl.errors import ConfigError, DaemonUnreachable, FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError
+from fleetctl.errors import Busy, ConfigError, DaemonUnreachable, FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError
 from tests.daemon.serving import event, serving, short_folder, wait_until
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}'
@@ -388,7 +388,7 @@ def test_a_stream_that_falls_silent_is_given_up() -> None:
 
 def test_a_stream_to_a_refusal_raises_at_once() -> None:
     with serving(Limits(streams=0)) as server:
-        with pytest.raises(UsageError, match="Too many streams"):
+        with pytest.raises(Busy, match="as many streams as it can"):
             Stream[Any](server.path, "/v1/status?watch=1")
         with pytest.raises(NotFound):
             Stream[Any](server.path, "/v1/status?watch=1&fleet=other")

