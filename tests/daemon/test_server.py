@@ -606,7 +606,7 @@ def test_stopping_ends_streams_cleanly_and_does_not_wait_for_the_deaf() -> None:
             server.stop()
             assert time.monotonic() - began < 1
             assert list(stream) == []
-        assert not server.control.followers
+        wait_until(lambda: not server.control.followers)
         for caller in deaf + idle:
             read_to_end(caller)
             caller.close()

@@ -406,7 +406,7 @@ def test_another_thread_can_close_a_stream_that_waits() -> None:
         thread.join(10)
         assert not thread.is_alive()
         wait_until(lambda: server.connections == 0)
-        assert not server.control.followers
+        wait_until(lambda: not server.control.followers)
 
 
 def test_a_signal_handler_can_close_a_stream_that_waits() -> None:
