@@ -384,14 +384,10 @@ def test_a_request_that_only_drips_in_is_cut_off(first: bytes, drip: bytes) -> N
         caller.settimeout(0.02)
         answer = b""
         while time.monotonic() < began + 10:
-            try:
+            with suppress(OSError):  # closed already: the answer is there to be read all the same
                 caller.sendall(drip)
+            with suppress(TimeoutError):
                 answer += caller.recv(4096)
-            except TimeoutError:
-                continue
-            except OSError:
-                break
-            if answer:
                 break
         assert answer.startswith(b"HTTP/1.1 408")
         assert time.monotonic() - began < 3
