@@ -31,10 +31,17 @@ def main() -> int:
         save_counter(count)
         if count % UNITS_PER_LINE == 0:
             say(f"{count} units done, last digest {digest:08x}")
-        stopper = signal.sigtimedwait(STOPPERS, max(0.0, started + UNIT_SECONDS - time.monotonic()))
+        stopper = wait_for_stop(started + UNIT_SECONDS - time.monotonic())
     save_counter(count)
-    say(f"{signal.Signals(stopper.si_signo).name} received, stopped cleanly after {count} units")
+    say(f"{stopper.name} received, stopped cleanly after {count} units")
     return 0
+
+
+def wait_for_stop(seconds: float) -> signal.Signals | None:
+    """The signal that asked to stop, or None after so long."""
+    found = signal.sigtimedwait(STOPPERS, max(0.0, seconds))
+    # CPython returns a siginfo nobody has filled in where the time ran out while the process was stopped, as in a warm pool.
+    return next((stopper for stopper in STOPPERS if found is not None and found.si_signo == stopper), None)
 
 
 def work(seed: int) -> int:

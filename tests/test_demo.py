@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import wait_until
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -51,6 +54,21 @@ def test_asked_to_stop_it_says_so_and_exits_with_0(start: Start, tmp_path: Path,
     count = int((tmp_path / "counter").read_text())
     assert count >= 1
     assert last.endswith(f" demo-abcde: {how.name} received, stopped cleanly after {count} units\n")
+
+
+def test_stopped_for_longer_than_a_wait_it_goes_on_and_still_hears_a_stop(start: Start, tmp_path: Path) -> None:
+    demo = start()
+    next_line(demo)
+    wait_until(lambda: (tmp_path / "counter").exists())
+    demo.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, demo.pid, os.WSTOPPED)
+    stopped = time.monotonic()
+    before = (tmp_path / "counter").read_text()
+    wait_until(lambda: time.monotonic() > stopped + 1.2)  # longer than a unit: that is the case
+    demo.send_signal(signal.SIGCONT)
+    wait_until(lambda: (tmp_path / "counter").read_text() != before)
+    assert "SIGTERM received, stopped cleanly" in stop(demo)
+    assert demo.returncode == 0
 
 
 def test_restarted_it_goes_on_counting(start: Start, tmp_path: Path) -> None:
