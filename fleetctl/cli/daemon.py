@@ -101,8 +101,8 @@ def _ask(agents: int) -> str:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(running, hint="say what is to become of them: `fleetctl daemon stop --keep` or `fleetctl daemon stop --drain`")
     them = "it" if agents == 1 else "them"
-    print(f"{running}. Keep {them} running, or drain (stop) {them}? [keep/drain] ", end="", file=sys.stderr, flush=True)
     try:
+        print(f"{running}. Keep {them} running, or drain (stop) {them}? [keep/drain] ", end="", file=sys.stderr, flush=True)
         answer = sys.stdin.readline()
     except KeyboardInterrupt:
         say("")  # the terminal's cursor stands behind the question

@@ -171,8 +171,9 @@ def test_both_readers_show_the_same_table() -> None:
             assert ours.start_ticks == theirs.start_ticks == reference(pid).start_ticks
             assert abs(ours.cpu - theirs.cpu) < 100
             assert abs(ours.reaped - theirs.reaped) < 100
-            assert ours.rss_bytes == pytest.approx(theirs.rss_bytes, abs=5_000_000)
         assert by_proc[idle.pid].state == by_psutil[idle.pid].state == "T"
+        # Of the stopped one only: the others may still be growing between the two looks.
+        assert by_proc[idle.pid].rss_bytes == by_psutil[idle.pid].rss_bytes > 0
 
 
 def reference_state(pid: int) -> str:
