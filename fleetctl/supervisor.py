@@ -106,11 +106,6 @@ class Supervisor:
         self._post(lambda: self._unsaved.append(saved))
         await saved
 
-    def adopt(self, agents: Iterable[Agent]) -> None:
-        """Take over agents found alive that no table holds."""
-        found = list(agents)
-        self._post(lambda: self._take_over(found))
-
     def acquire(self, claim: Mapping[str, object], *, cold: bool) -> "asyncio.Future[Agent | None]":
         """One agent beyond the wish: the oldest warm instance, once it goes on; else, with `cold`, a new one at once, not ready yet.
 
@@ -584,14 +579,6 @@ class Supervisor:
             agent = self._agents.get(agent_id)
             if agent is not None and not agent.leaving and agent.state is not AgentState.DRAINING:
                 self._put(replace(agent, replace=how, failures=()))
-
-    def _take_over(self, agents: Sequence[Agent]) -> None:
-        for agent in agents:
-            self._put(agent)
-            self._tell("agent.adopted", f"{agent.id} was found alive and adopted", agent)
-            if _leaderless(agent):
-                self._ending.add(agent.id)
-            self._watch(agent)
 
     def _put(self, agent: Agent) -> Agent:
         self._agents[agent.id] = agent

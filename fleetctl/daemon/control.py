@@ -177,7 +177,7 @@ class Control:
 
     def _tell(self, event: Event) -> None:
         log.info("%s: %s", event.kind, event.message)
-        told = _event_json(to_json(event))
+        told = _dated(to_json(event))
         for queue in list(self._followers):
             if queue.full():  # deaf: rather lose the reader than the memory
                 self._followers.discard(queue)
@@ -246,11 +246,11 @@ class Control:
 
     async def history(self, fleet: str | None, limit: int) -> Json:
         entries = await self.state.last("history", fleet, limit)
-        return {"schema": "fleetctl/history/v1", "entries": [_history_json(entry) for entry in entries]}
+        return {"schema": "fleetctl/history/v1", "entries": [_dated(entry) for entry in entries]}
 
     async def events(self, fleet: str | None, limit: int) -> Json:
         events = await self.state.last("events", fleet, limit)
-        return {"schema": "fleetctl/events/v1", "events": [_event_json(event) for event in events]}
+        return {"schema": "fleetctl/events/v1", "events": [_dated(event) for event in events]}
 
     # -- changes
 
@@ -512,12 +512,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _event_json(event: Mapping[str, Any]) -> Json:
-    return {**event, "at": _rfc3339(event["at"])}
-
-
-def _history_json(entry: Mapping[str, Any]) -> Json:
-    return {**entry, "at": _rfc3339(entry["at"])}
+def _dated(row: Mapping[str, Any]) -> Json:
+    """An event or a decision with its time as people and files write it."""
+    return {**row, "at": _rfc3339(row["at"])}
 
 
 def _rfc3339(seconds: float) -> str:
