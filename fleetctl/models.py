@@ -87,12 +87,65 @@ class RestartSpec:
     ] = 300.0
 
 
+class OnTimeout(StrEnum):
+    """What happens to an agent that has not finished in its drain time."""
+
+    KILL = "kill"
+    WAIT = "wait"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadinessSpec:
-    """`[fleet.readiness]`: when an agent counts as ready."""
+    """`[fleet.readiness]`: when an agent counts as ready. Without notify and probe: when it has lived for `settle_seconds`."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    settle_seconds: Annotated[float, Setting(doc="Alive this long means ready", ge=0, le=3600)] = 1.0
+    settle_seconds: Annotated[float, Setting(doc="Alive this long means ready, where nothing below says more", ge=0, le=3600)] = 1.0
+    notify: Annotated[bool, Setting(doc="Ready when the agent says READY=1 on its NOTIFY_SOCKET", supported=False)] = False
+    http: Annotated[
+        str | None, Setting(doc="Ready when this URL on loopback answers 2xx or 3xx; {port} is the agent's", supported=False)
+    ] = None
+    tcp: Annotated[
+        str | None, Setting(doc='Ready when this address takes connections, like "127.0.0.1:{port}" or "unix:/path"', supported=False)
+    ] = None
+    exec: Annotated[tuple[str, ...], Setting(doc="Ready when this command, run as the agent is, exits with 0", supported=False)] = ()
+    interval_seconds: Annotated[float, Setting(doc="Time between two probes once the agent is ready", ge=0.1, le=3600, supported=False)] = (
+        10.0
+    )
+    timeout_seconds: Annotated[float, Setting(doc="A probe that takes longer has failed", gt=0, le=600, supported=False)] = 1.0
+    failure_threshold: Annotated[
+        int, Setting(doc="So many failed probes in a row make a ready agent not ready", ge=1, le=1000, supported=False)
+    ] = 3
+    start_timeout_seconds: Annotated[
+        float,
+        Setting(
+            doc="With notify or a probe: not ready after this long is a failed start; 0 waits for ever", ge=0, le=86400, supported=False
+        ),
+    ] = 60.0
+
+    @property
+    def probed(self) -> bool:
+        return bool(self.http or self.tcp or self.exec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivenessSpec:
+    """`[fleet.liveness]`: when a ready agent counts as stuck and is restarted. Off without a probe."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    http: Annotated[
+        str | None, Setting(doc="Alive while this URL on loopback answers 2xx or 3xx; {port} is the agent's", supported=False)
+    ] = None
+    tcp: Annotated[str | None, Setting(doc="Alive while this address takes connections", supported=False)] = None
+    exec: Annotated[tuple[str, ...], Setting(doc="Alive while this command, run as the agent is, exits with 0", supported=False)] = ()
+    interval_seconds: Annotated[float, Setting(doc="Time between two probes", ge=0.1, le=3600, supported=False)] = 10.0
+    timeout_seconds: Annotated[float, Setting(doc="A probe that takes longer has failed", gt=0, le=600, supported=False)] = 5.0
+    failure_threshold: Annotated[
+        int, Setting(doc="So many failed probes in a row are a failure of the agent", ge=1, le=1000, supported=False)
+    ] = 3
+
+    @property
+    def probed(self) -> bool:
+        return bool(self.http or self.tcp or self.exec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +178,43 @@ class GracefulDrainSpec:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     timeout_seconds: Annotated[float, Setting(doc="Time an agent has to finish before it is killed", ge=0, le=86400)] = 30.0
-    checkpoint_before_drain: Annotated[bool, Setting(doc="Save a checkpoint before an agent is stopped", supported=False)] = True
+    drain_signal: Annotated[
+        str | None,
+        Setting(
+            doc="Signal that asks an agent to finish, where that is not the stop signal", pattern=r"^(SIG)?[A-Z0-9]+$", supported=False
+        ),
+    ] = None
+    on_timeout: Annotated[OnTimeout, Setting(doc="What happens when that time is over", supported=False)] = OnTimeout.KILL
+    checkpoint_before_drain: Annotated[
+        bool, Setting(doc="Save what an agent keeps in its STATE_DIRECTORY, and its resume token, when it is stopped", supported=False)
+    ] = True
+    checkpoint_signal: Annotated[
+        str | None,
+        Setting(
+            doc="Signal that asks an agent to save its state before the checkpoint is taken", pattern=r"^(SIG)?[A-Z0-9]+$", supported=False
+        ),
+    ] = None
+    checkpoint_timeout_seconds: Annotated[float, Setting(doc="Time it has for that", gt=0, le=3600, supported=False)] = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointsSpec:
+    """`[fleet.checkpoints]`: what is saved of an agent that stops, and for how long."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    keep: Annotated[int, Setting(doc="Checkpoints kept for each agent", ge=1, le=10000, supported=False)] = 3
+    keep_seconds: Annotated[float, Setting(doc="Checkpoints older than this are removed", gt=0, supported=False)] = 604800.0
+    max_bytes: Annotated[
+        int, Setting(doc="A larger STATE_DIRECTORY is left where it is and not copied", ge=0, le=1 << 44, supported=False)
+    ] = 1 << 30
+    command: Annotated[
+        tuple[str, ...],
+        Setting(doc="Command, run as the agent is, that writes the checkpoint into FLEETCTL_CHECKPOINT_DIR", supported=False),
+    ] = ()
+    restore_command: Annotated[
+        tuple[str, ...],
+        Setting(doc="Command of an agent that is restored; {token} is its resume token, {checkpoint} the folder", supported=False),
+    ] = ()
 
 
 @lru_cache(maxsize=256)  # asked for at every look of every fleet
@@ -166,11 +255,26 @@ class FleetSpec:
     scale_down_stabilization_seconds: Annotated[float, Setting(doc="Calm needed before shrinking", ge=0, supported=False)] = 300.0
     autoscaling_interval_seconds: Annotated[float, Setting(doc="Time between two scaling decisions", gt=0, supported=False)] = 30.0
     stop_signal: Annotated[str, Setting(doc="Signal that asks an agent to stop", pattern=r"^(SIG)?[A-Z0-9]+$")] = "TERM"
+    port_base: Annotated[
+        int | None, Setting(doc="An agent's PORT, and {port} in its command, is this plus its slot", ge=1, le=65535, supported=False)
+    ] = None
+    sockets: Annotated[
+        Mapping[str, str],
+        Setting(
+            doc='Listening sockets all agents share, by name: "127.0.0.1:8080" or "unix:PATH"; {fd} and {port} in the command',
+            supported=False,
+        ),
+    ] = field(default_factory=dict)
+    watchdog_seconds: Annotated[
+        float | None, Setting(doc="An agent that does not say WATCHDOG=1 for this long has failed", ge=0.1, le=86400, supported=False)
+    ] = None
     restart: RestartSpec = RestartSpec()
     readiness: ReadinessSpec = ReadinessSpec()
+    liveness: LivenessSpec = LivenessSpec()
     logs: LogSpec = LogSpec()
     warm_pool: WarmPoolSpec = WarmPoolSpec()
     graceful_drain: GracefulDrainSpec = GracefulDrainSpec()
+    checkpoints: CheckpointsSpec = CheckpointsSpec()
 
     @property
     def process_hash(self) -> str:

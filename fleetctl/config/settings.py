@@ -30,7 +30,24 @@ _ALLOWED = {
     "environment": 'a table of NAME = "value"',
     "secret_env": 'a table of NAME = "env:OTHER_NAME" or NAME = "file:PATH"',
 }
-_EXAMPLES = {"env_file": ".env", "environment": {"GREETING": "hello"}, "secret_env": {"API_KEY": "env:API_KEY"}}
+_EXAMPLES = {
+    "env_file": ".env",
+    "environment": {"GREETING": "hello"},
+    "secret_env": {"API_KEY": "env:API_KEY"},
+    "port_base": 8000,
+    "sockets": {"http": "127.0.0.1:8080"},
+    "watchdog_seconds": 30.0,
+    "readiness.http": "http://127.0.0.1:8080/healthz",
+    "readiness.tcp": "127.0.0.1:8080",
+    "readiness.exec": ["./check-ready"],
+    "liveness.http": "http://127.0.0.1:8080/healthz",
+    "liveness.tcp": "127.0.0.1:8080",
+    "liveness.exec": ["./check-alive"],
+    "graceful_drain.drain_signal": "USR2",
+    "graceful_drain.checkpoint_signal": "USR1",
+    "checkpoints.command": ["./save-state"],
+    "checkpoints.restore_command": ["./worker", "--resume", "{token}"],
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +112,8 @@ def _infos(model: Any, prefix: str) -> typing.Iterator[SettingInfo]:  # Any: a d
 
 def _default(field: "dataclasses.Field[Any]") -> tuple[Any, bool]:
     if field.default is not dataclasses.MISSING:
-        return (str(field.default) if isinstance(field.default, StrEnum) else field.default), False
+        default = field.default
+        return (str(default) if isinstance(default, StrEnum) else list(default) if isinstance(default, tuple) else default), False
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory(), False
     return None, True
@@ -204,7 +222,17 @@ def _without_titles(value: Any) -> Any:
         return [_without_titles(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {key: _without_titles(item) for key, item in value.items() if not (key == "title" and item != "fleet.toml")}
+    kept = {key: _without_titles(item) for key, item in value.items() if not (key == "title" and item != "fleet.toml")}
+    return _without_null(kept)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: a setting that may be absent is left out."""
+    arms = schema.get("anyOf", ())
+    if {"type": "null"} not in arms:
+        return schema
+    (other,) = [arm for arm in arms if arm != {"type": "null"}]
+    return {**{key: item for key, item in schema.items() if key not in ("anyOf", "default")}, **other}
 
 
 def starter(name: str) -> str:

@@ -45,7 +45,7 @@ def planned_settings() -> str:
 def _default(info: SettingInfo) -> str:
     if info.required:
         return "required"
-    if info.default is None or info.default == {}:
+    if info.default in (None, {}, []):
         return "none"
     return f"`{json.dumps(info.default)}`"
 
