@@ -9,7 +9,7 @@ Rules, hands, and one loop between them:
     host/                 HANDS: one kind of I/O a module, deciding nothing
     config                fleet.toml, environment and flags -> FleetSpec
     supervisor            THE LOOP, one per fleet: event in, ask the rules, hand the orders out, sleep until the next deadline
-    fleet                 FleetManager: one fleet as a whole
+    fleet                 Fleet: one fleet as a whole
     daemon/               one process per state directory: main (composition root), control, server, wire
     client                the control socket for Python users
     engines/              where a fleet runs, behind one interface

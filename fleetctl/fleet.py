@@ -25,7 +25,7 @@ _REASONS = {
 }
 
 
-class FleetManager:
+class Fleet:
     """Keeps one fleet; `start` runs its supervisor as a task of the running loop."""
 
     def __init__(

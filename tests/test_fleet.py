@@ -8,7 +8,7 @@ import pytest
 
 from fleetctl.core.orders import Wish
 from fleetctl.errors import NotFound, StateDirectoryError, UsageError
-from fleetctl.fleet import FleetManager
+from fleetctl.fleet import Fleet
 from fleetctl.models import FleetSpec
 from fleetctl.testing import FakeClock, FakeLifecycleManager, FakeMachine, FakeStateManager, run_in_fake_time, settled
 
@@ -21,11 +21,9 @@ class Place:
         self.machine = FakeMachine(self.clock)
         self.state = FakeStateManager()
 
-    def run(self, story: Callable[[FleetManager], Awaitable[None]]) -> None:
+    def run(self, story: Callable[[Fleet], Awaitable[None]]) -> None:
         async def told() -> None:
-            fleet = FleetManager(
-                Wish(spec=SPEC), lifecycle_manager=FakeLifecycleManager(self.machine), state_manager=self.state, clock=self.clock
-            )
+            fleet = Fleet(Wish(spec=SPEC), lifecycle_manager=FakeLifecycleManager(self.machine), state_manager=self.state, clock=self.clock)
             fleet.start()
             await self.ready()
             await story(fleet)
@@ -47,7 +45,7 @@ def place() -> Place:
 
 
 def test_a_new_size_is_stored_told_and_reached(place: Place) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         decision = await fleet.scale(5)
         assert decision is not None
         assert (decision.action, decision.current_replicas, decision.target_replicas) == ("scale_up", 2, 5)
@@ -63,7 +61,7 @@ def test_a_new_size_is_stored_told_and_reached(place: Place) -> None:
 
 @pytest.mark.parametrize("replicas", [-1, 11])
 def test_a_size_out_of_bounds_changes_nothing(place: Place, replicas: int) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         with pytest.raises(UsageError):
             await fleet.scale(replicas)
         assert place.state.wishes == {}
@@ -73,7 +71,7 @@ def test_a_size_out_of_bounds_changes_nothing(place: Place, replicas: int) -> No
 
 
 def test_none_at_all_is_always_possible(place: Place) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         await fleet.apply(replace(SPEC, min_replicas=2))
         with pytest.raises(UsageError):
             await fleet.scale(1)
@@ -85,7 +83,7 @@ def test_none_at_all_is_always_possible(place: Place) -> None:
 
 
 def test_changes_at_the_same_time_are_both_made_and_stored(place: Place) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         changed = replace(SPEC, replicas=2, environment={"A": "1"})
         await asyncio.gather(fleet.scale(5), fleet.apply(changed), fleet.scale(4))
         assert (fleet.wish.spec, fleet.wish.down) == place.stored()
@@ -95,7 +93,7 @@ def test_changes_at_the_same_time_are_both_made_and_stored(place: Place) -> None
 
 
 def test_down_and_up_at_the_same_time_leave_the_last_word(place: Place) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         await asyncio.gather(fleet.take_down(now=False), fleet.apply(SPEC))
         assert (fleet.wish.down, place.stored()) == (False, (SPEC, False))
         await asyncio.gather(fleet.apply(replace(SPEC, replicas=3)), fleet.take_down(now=True))
@@ -105,7 +103,7 @@ def test_down_and_up_at_the_same_time_leave_the_last_word(place: Place) -> None:
 
 
 def test_a_change_in_the_making_does_not_undo_the_end_of_the_daemon(place: Place) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         change = asyncio.ensure_future(fleet.scale(5))
         await asyncio.sleep(0)
         fleet.stop_with_daemon()
@@ -120,7 +118,7 @@ def test_a_change_in_the_making_does_not_undo_the_end_of_the_daemon(place: Place
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_on_a_full_disk_the_wish_in_force_is_the_one_stored(place: Place, failing: int) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         await fleet.scale(3)
         await place.ready()
         attempt = place.state.attempts
@@ -133,7 +131,7 @@ def test_on_a_full_disk_the_wish_in_force_is_the_one_stored(place: Place, failin
 
 
 def test_an_unknown_agent_is_not_restarted(place: Place) -> None:
-    async def story(fleet: FleetManager) -> None:
+    async def story(fleet: Fleet) -> None:
         with pytest.raises(NotFound):
             fleet.restart(["demo-nobody"], all_at_once=False)
         before = [agent.process for agent in fleet.agents]

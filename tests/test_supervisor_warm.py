@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover, with_acquired
 from fleetctl.errors import FleetctlError, SpawnFailed, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
-from fleetctl.fleet import FleetManager
+from fleetctl.fleet import Fleet
 from fleetctl.models import (
     Agent,
     AgentState,
@@ -82,7 +82,7 @@ class World:
         spec, agents = with_acquired(spec, recovery.agents)
         self.state.wishes[spec.name] = (spec, down)
         wish = Wish(spec=spec, down=down, mode=self.mode)
-        self.fleet = FleetManager(wish, lifecycle_manager=self.lifecycle, state_manager=self.state, clock=self.clock, agents=agents)
+        self.fleet = Fleet(wish, lifecycle_manager=self.lifecycle, state_manager=self.state, clock=self.clock, agents=agents)
         self.task = self.fleet.start()
 
     async def kill_9(self) -> None:

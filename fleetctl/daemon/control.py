@@ -17,7 +17,7 @@ from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover, with_acquired
 from fleetctl.errors import ConfigError, NotFound, UsageError
-from fleetctl.fleet import FleetManager, check_replicas
+from fleetctl.fleet import Fleet, check_replicas
 from fleetctl.host import logread, metrics, procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.paths import Paths
@@ -36,7 +36,7 @@ class Control:
 
     def __init__(self, paths: Paths, state: LocalStateManager, lifecycle: LocalLifecycleManager, *, mode: Mode = Mode.RUN) -> None:
         self.paths, self.state, self.lifecycle = paths, state, lifecycle
-        self.fleets: dict[str, FleetManager] = {}
+        self.fleets: dict[str, Fleet] = {}
         self.usage: Mapping[str, Usage] = {}
         self.notes: list[str] = []
         self._mode = mode
@@ -96,8 +96,8 @@ class Control:
                 log.info("%s: %s: %s", spec.name, word, ", ".join(ids))
         return recovery.agents
 
-    def _add(self, wish: Wish, agents: Iterable[Agent] = ()) -> FleetManager:
-        fleet = FleetManager(
+    def _add(self, wish: Wish, agents: Iterable[Agent] = ()) -> Fleet:
+        fleet = Fleet(
             wish,
             lifecycle_manager=self.lifecycle,
             state_manager=self.state,
@@ -306,7 +306,7 @@ class Control:
         self.notes = [note for note in self.notes if not any(tree.agent_id in note for tree in mine)]
         return self._recovered(spec, (), mine) if mine else ()
 
-    def _planned(self, known: FleetManager | None, wanted: FleetSpec) -> list[str]:
+    def _planned(self, known: Fleet | None, wanted: FleetSpec) -> list[str]:
         if known is None or known.wish.down:
             return [f"start {counted(wanted.replicas, 'replica')}"]
         changed = [key for key in FleetSpec.__dataclass_fields__ if getattr(wanted, key) != getattr(known.spec, key)]
@@ -327,7 +327,7 @@ class Control:
         async with self._changing:
             return await self._scale(fleet, replicas, delta, dry_run=dry_run)
 
-    async def _scale(self, fleet: FleetManager, replicas: int | None, delta: int | None, *, dry_run: bool) -> Json:
+    async def _scale(self, fleet: Fleet, replicas: int | None, delta: int | None, *, dry_run: bool) -> Json:
         name = fleet.spec.name
         _refuse_if_down(fleet)
         before = fleet.wish.replicas
@@ -416,14 +416,14 @@ class Control:
 
     # -- one fleet, one agent, as JSON
 
-    def _find(self, name: str) -> FleetManager:
+    def _find(self, name: str) -> Fleet:
         try:
             return self.fleets[name]
         except KeyError:
             known = ", ".join(sorted(self.fleets)) or "none"
             raise NotFound(f"no fleet {name} (known: {known})") from None
 
-    def _fleet(self, fleet: FleetManager) -> Json:
+    def _fleet(self, fleet: Fleet) -> Json:
         return {
             "name": fleet.spec.name,
             "desired_replicas": fleet.wish.replicas,
@@ -464,7 +464,7 @@ class Control:
             "note": f"next try in {next_try:.0f} s; {note}" if next_try else note,
         }
 
-    def _inspected(self, fleet: FleetManager, agent: Agent) -> Json:
+    def _inspected(self, fleet: Fleet, agent: Agent) -> Json:
         spec = fleet.spec
         return {
             "schema": "fleetctl/agent/v1",
@@ -503,7 +503,7 @@ def _change(
     }
 
 
-def _refuse_if_down(fleet: FleetManager) -> None:
+def _refuse_if_down(fleet: Fleet) -> None:
     if fleet.wish.down:
         raise UsageError(f"fleet {fleet.spec.name} is being taken down", hint="`fleetctl up` starts it again")
 
