@@ -87,6 +87,14 @@ class RestartSpec:
     ] = 300.0
 
 
+class ProbeOutcome(StrEnum):
+    """What an agent's probes amount to: it does its work, it is not to be given any, or it is to be restarted."""
+
+    READY = "ready"
+    UNREADY = "unready"
+    FAILED = "failed"
+
+
 class OnTimeout(StrEnum):
     """What happens to an agent that has not finished in its drain time."""
 
@@ -170,6 +178,10 @@ class WarmPoolSpec:
     enabled: Annotated[bool, Setting(doc="Keep suspended instances ready beside the replicas; true where the section is given")] = False
     size: Annotated[int, Setting(doc="Suspended instances kept ready", ge=0, le=1000)] = 5
     refresh_interval_seconds: Annotated[float, Setting(doc="An instance twice as old as this is replaced", gt=0)] = 3600.0
+    reads_claim: Annotated[
+        bool,
+        Setting(doc="The agents read FLEETCTL_CLAIM when they go on; known by itself of those that use fleetctl.agent"),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +335,10 @@ class Agent:
     `pooled`: in the warm pool, no replica; `resume_owed`: a replica now, but not yet told to go on;
     `wish_owed`: acquired, and so many replicas are wished since; 0 once that is in the stored wish.
     `stale_deadline`: set from its first suspension until it is handed out.
+    `start_deadline`: not ready by then is a failed start; `said_ready`: its process told so, READY=1.
+    `draining_since`: when it was asked to stop, a `_clock`; `failing`: why it is stopped though nobody asked for that.
+    `aware`: it speaks the agent contract's level 2, so it reads its claim; `resume_token`: what it said to go on from, opaque.
+    `blocked`: why it cannot work before `blocked_until`, a Unix time, such as a rate limit: no failure of its own.
     """
 
     id: str
@@ -336,13 +352,17 @@ class Agent:
     started_at: float | None = None
     started_clock: float | None = None
     ready_deadline: float | None = None
+    start_deadline: float | None = None
+    said_ready: bool = False
     ready: bool = False
     leader_exit: Exit | None = None
     restarts: int = 0
     failures: tuple[float, ...] = ()
     retry_deadline: float | None = None
     drain_deadline: float | None = None
+    draining_since: float | None = None
     stop_sent: bool = False
+    failing: str = ""
     leaving: bool = False
     replace: Replace = Replace.NO
     rolled: bool = False
@@ -352,6 +372,10 @@ class Agent:
     wish_owed: int = 0
     stale_deadline: float | None = None
     from_warm_pool: bool = False
+    aware: bool = False
+    resume_token: str = ""
+    blocked: str = ""
+    blocked_until: float | None = None
     note: str = ""
 
 

@@ -73,6 +73,14 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Fail:
+    """It lives, but does not work: stop it, and judge that as the failure it is."""
+
+    agent: Agent
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """The time to finish has run out."""
 
@@ -86,7 +94,7 @@ class Forget:
     agent: Agent
 
 
-Action = Create | Start | BecomeReady | Suspend | Promote | Drain | Kill | Forget
+Action = Create | Start | BecomeReady | Suspend | Promote | Drain | Fail | Kill | Forget
 
 
 def end(agent: Agent, reason: str) -> Action:

@@ -12,6 +12,7 @@ from fleetctl.core.orders import (
     BecomeReady,
     Create,
     Drain,
+    Fail,
     Forget,
     Kill,
     Mode,
@@ -27,7 +28,7 @@ from fleetctl.models import Agent, AgentState, FleetSpec, Replace
 
 def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
     """The orders that bring the agents closer to the wish. `now`: seconds of the boot's monotonic clock."""
-    actions: list[Action] = [action for agent in agents if (action := _overdue(agent, now))]
+    actions: list[Action] = [action for agent in agents if (action := _overdue(wish.spec, agent, now))]
     if wish.mode is Mode.STOP:
         # A warm instance has nothing that is worth coming back for: the next daemon fills the pool anew.
         return actions + [
@@ -64,7 +65,7 @@ def next_deadline(wish: Wish, agents: Iterable[Agent]) -> float | None:
 def _deadline(agent: Agent) -> float | None:
     match agent.state:
         case AgentState.STARTING:
-            return agent.ready_deadline
+            return _earlier(agent.ready_deadline, agent.start_deadline)
         case AgentState.DRAINING:
             return agent.drain_deadline
         case AgentState.BACKOFF | AgentState.FAILED:
@@ -75,14 +76,20 @@ def _deadline(agent: Agent) -> float | None:
             return None
 
 
-def _overdue(agent: Agent, now: float) -> Action | None:
+def _earlier(one: float | None, other: float | None) -> float | None:
+    return min((at for at in (one, other) if at is not None), default=None)
+
+
+def _overdue(spec: FleetSpec, agent: Agent, now: float) -> Action | None:
     if agent.state is AgentState.TERMINATED and agent.leaving:
         return Forget(agent)
     deadline = _deadline(agent)
     if deadline is None or deadline > now:
         return None
     if agent.state is AgentState.STARTING and agent.process and not agent.leader_exit:
-        return BecomeReady(agent)
+        if agent.ready_deadline is not None and agent.ready_deadline <= now:
+            return BecomeReady(agent)
+        return Fail(agent, f"not ready after {spec.readiness.start_timeout_seconds:g} s")
     return Kill(agent) if agent.state is AgentState.DRAINING else None
 
 

@@ -68,11 +68,18 @@ def _recover_one(record: Agent, identity: Identity | None, *, boot_id: str, now:
         return _rebooted(record)
     match identity:
         case Identity.MATCH:
-            return record
+            return _unheard(record)
         case Identity.GONE:
             return record if record.leader_exit else replace(record, leader_exit=Exit(at=wall))
         case _:
             return replace(record, note="its identity cannot be verified: it is left alone")
+
+
+def _unheard(record: Agent) -> Agent:
+    """What it may have said while nobody listened: one that was starting is believed ready at the latest when its time is over."""
+    if record.state is AgentState.STARTING and record.ready_deadline is None and record.start_deadline is not None:
+        return replace(record, ready_deadline=record.start_deadline, start_deadline=None)
+    return record
 
 
 def _rebooted(record: Agent) -> Agent:
@@ -83,8 +90,12 @@ def _rebooted(record: Agent) -> Agent:
         started_clock=None,
         ready=False,
         ready_deadline=None,
+        start_deadline=None,
+        said_ready=False,
         retry_deadline=None,
         drain_deadline=None,
+        draining_since=None,
+        failing="",
         failures=(),
         leader_exit=None,
         stop_sent=False,

@@ -12,6 +12,7 @@ from fleetctl.models import AgentState, Exit, RestartPolicy, RestartSpec
 START_ME_AGAIN, BAD_CONFIGURATION = 75, 78
 _REMEMBERED_FAILURES = 64
 _TOO_SHORT_TO_HAVE_WORKED_SECONDS = 1.0
+_LONGEST_BLOCK_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +25,30 @@ class Verdict:
     note: str
 
 
-def after_exit(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, *, uptime_seconds: float, now: float, jitter: float) -> Verdict:
-    """Judge the exit of an agent that nobody asked to stop. `failures`: times of the earlier ones in a row; `jitter` in [0, 1)."""
-    if exit.code == BAD_CONFIGURATION:
+def after_exit(
+    spec: RestartSpec,
+    failures: tuple[float, ...],
+    exit: Exit,
+    *,
+    uptime_seconds: float,
+    now: float,
+    jitter: float,
+    failing: str = "",
+) -> Verdict:
+    """Judge the exit of an agent that nobody asked to stop. `failures`: times of the earlier ones in a row; `jitter` in [0, 1).
+
+    `failing`: why it was stopped as one that does not work; its exit then says nothing.
+    """
+    code, ended = (None, failing) if failing else (exit.code, str(exit))
+    if code == BAD_CONFIGURATION:
         return Verdict(
             state=AgentState.FAILED, retry_after_seconds=None, failures=failures, note="exit 78: bad configuration, not restarted"
         )
-    if spec.policy is RestartPolicy.NEVER or (spec.policy is RestartPolicy.ON_FAILURE and exit.code == 0):
-        state = AgentState.TERMINATED if exit.code == 0 else AgentState.FAILED
-        note = "completed" if exit.code == 0 else f"{exit}; restart policy is never"
+    if spec.policy is RestartPolicy.NEVER or (spec.policy is RestartPolicy.ON_FAILURE and code == 0):
+        state = AgentState.TERMINATED if code == 0 else AgentState.FAILED
+        note = "completed" if code == 0 else f"{ended}; restart policy is never"
         return Verdict(state=state, retry_after_seconds=None, failures=failures, note=note)
-    if exit.code == START_ME_AGAIN and uptime_seconds >= _TOO_SHORT_TO_HAVE_WORKED_SECONDS:
+    if code == START_ME_AGAIN and uptime_seconds >= _TOO_SHORT_TO_HAVE_WORKED_SECONDS:
         return Verdict(state=AgentState.BACKOFF, retry_after_seconds=0.0, failures=(), note="exit 75: asked to be started again")
     if uptime_seconds >= spec.healthy_after_seconds:
         failures = ()
@@ -42,11 +56,17 @@ def after_exit(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, *, up
         failures = (*failures, now)[-max(_REMEMBERED_FAILURES, spec.crash_loop_failures) :]
     if _is_crash_loop(spec, failures):
         span = failures[-1] - failures[-spec.crash_loop_failures]
-        note = f"crash loop: {spec.crash_loop_failures} exits in {span:.0f} s, last: {exit}"
+        note = f"crash loop: {spec.crash_loop_failures} exits in {span:.0f} s, last: {ended}"
         return Verdict(state=AgentState.FAILED, retry_after_seconds=spec.crash_loop_retry_seconds or None, failures=failures, note=note)
     delay = backoff(spec, len(failures), jitter)
-    note = str(exit) if delay == 0 else f"{exit}, {len(failures)} in a row"
+    note = ended if delay == 0 else f"{ended}, {len(failures)} in a row"
     return Verdict(state=AgentState.BACKOFF, retry_after_seconds=delay, failures=failures, note=note)
+
+
+def while_blocked(failures: tuple[float, ...], exit: Exit, blocked: str, seconds_left: float) -> Verdict:
+    """An agent that ended while it could not work anyway: no failure, and of no use before the block is over."""
+    wait = min(seconds_left, _LONGEST_BLOCK_SECONDS)
+    return Verdict(state=AgentState.BACKOFF, retry_after_seconds=wait, failures=failures, note=f"{exit}; blocked: {blocked}")
 
 
 def _is_crash_loop(spec: RestartSpec, failures: tuple[float, ...]) -> bool:
