@@ -130,11 +130,17 @@ class Fleet:
         if agent is None or not agent.from_warm_pool:
             self.warm_misses += 1
         if agent is None:
-            raise WarmPoolEmpty(f"the warm pool of fleet {self.spec.name} has no instance to hand out")
+            raise WarmPoolEmpty(self._why_no_instance())
         if not agent.from_warm_pool:
             agent = await self._wait_ready(agent.id, timeout_seconds)
         pid = agent.process.pid if agent.process else None
         return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=agent.from_warm_pool, pid=pid)
+
+    def _why_no_instance(self) -> str:
+        name = self.spec.name
+        if not self.warm_instances:
+            return f"the warm pool of fleet {name} has no instance to hand out"
+        return f"the warm pool of fleet {name} has no instance that would learn of these variables: what runs there reads no claim"
 
     def _save_grown_wish(self, before: int) -> None:
         """Behind the caller's back: that the agent counts is on disk already, with the agent."""

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from fleetctl.core import restarts, warmpool
+from fleetctl.core.contract import Message
 from fleetctl.core.lifecycle import Move, move
-from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Forget, Kill, Mode, Promote, Start, Suspend, Wish, free_slots
+from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Fail, Forget, Kill, Mode, Promote, Start, Suspend, Wish, free_slots
 from fleetctl.core.reconcile import next_deadline, plan
 from fleetctl.errors import DrainTimeout, FleetctlError, SpawnFailed, StateDirectoryError
-from fleetctl.models import Agent, AgentState, Event, Exit, ProcessRef, Replace
+from fleetctl.models import Agent, AgentState, Event, Exit, ProbeOutcome, ProcessRef, Replace
 from fleetctl.ports import Clock, LifecycleManager, StateManager
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _TROUBLE_RETRY_SECONDS = 1.0
 _KILL_AGAIN_SECONDS = 1.0
 _LEFTOVER_SECONDS = 5.0
 _NAMED_SURVIVORS = 5
+_MOST_EXTENSION_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ class Supervisor:
         # Handed out by a daemon that died before it knew that they go on: the claim that may be there is the right one.
         self._claimed_before = {agent.id for agent in self._agents.values() if agent.resume_owed}
         self._suspending: set[str] = set()
+        # When each has to have said WATCHDOG=1 again. Not on disk: who comes back gets its whole time anew.
+        self._watchdogs: dict[str, float] = {}
+        self._passed: dict[str, ProcessRef] = {}  # the probe of this process of the agent has passed
         self._tasks: set[asyncio.Task[Collection[str]]] = set()
         self.warm_hits = 0
         # Agents whose leader has ended, until nothing of their trees is left.
@@ -125,10 +130,19 @@ class Supervisor:
         """These suspended agents were found running: a stranger continued them."""
         self._post(lambda: self._retire_woken(agent_ids))
 
+    def notified(self, agent_id: str, message: Message) -> None:
+        """An agent said something of itself on its notify socket."""
+        self._post(lambda: self._heed(agent_id, message))
+
+    def probed(self, agent_id: str, process: ProcessRef, outcome: ProbeOutcome, reason: str = "") -> None:
+        """What the probes of this very process amount to."""
+        self._post(lambda: self._judge_probes(agent_id, process, outcome, reason))
+
     async def run(self) -> None:
         """Until cancelled. Cancelling touches no agent."""
         for agent in list(self._agents.values()):
             self._watch(agent)
+            self._rearm_watchdog(agent)
         try:
             await self._run()
         finally:
@@ -155,7 +169,8 @@ class Supervisor:
             await self._sleep(pause)
 
     async def _sleep(self, pause: float | None) -> None:
-        deadline = next_deadline(self.wish, self._agents.values())
+        deadlines = [next_deadline(self.wish, self._agents.values()), *self._watchdogs.values()]
+        deadline = min((at for at in deadlines if at is not None), default=None)
         if pause is None and deadline is None:
             await self._wake.wait()
             return
@@ -199,6 +214,7 @@ class Supervisor:
             self._inbox.popleft()()
         self._collect_ended()
         self._miss_the_dead()
+        self._miss_the_silent()
 
     async def _carry_out(self, actions: Sequence[Action]) -> None:
         starting: list[Agent] = []
@@ -211,16 +227,15 @@ class Supervisor:
                 case Start(agent):
                     starting.append(agent)
                 case BecomeReady(agent):
-                    self._put(
-                        replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, ready_deadline=None, note="")
-                    )
-                    self._tell("agent.ready", f"{agent.id} is ready", agent)
+                    self._become_ready(agent)
                 case Suspend(agent):
                     suspending.append(agent)
                 case Promote(agent):
                     self._promote(agent)
                 case Drain(agent, leaving, reason):
                     self._drain(agent, leaving, reason)
+                case Fail(agent, reason):
+                    self._fail(agent, reason)
                 case Kill(agent):
                     killing.append(self._out_of_time(agent))
                 case Forget(agent):
@@ -238,6 +253,112 @@ class Supervisor:
                 await asyncio.sleep(0)
         self._suspend(suspending)
         await self._flush()
+
+    def _become_ready(self, agent: Agent) -> None:
+        ready = replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, note="")
+        self._rearm_watchdog(self._put(replace(ready, ready_deadline=None, start_deadline=None)))
+        self._tell("agent.ready", f"{agent.id} is ready", agent)
+
+    def _heed(self, agent_id: str, message: Message) -> None:
+        """Take in what an agent said of itself. What it says over and over changes nothing on disk."""
+        agent = self._agents.get(agent_id)
+        if agent is None or agent.process is None or agent.leader_exit:
+            return
+        if message.extension and not agent.aware:
+            agent = self._put(replace(agent, aware=True))
+        if message.resume is not None and message.resume != agent.resume_token:
+            agent = self._put(replace(agent, resume_token=message.resume))
+        if message.blocked is not None:
+            agent = self._blocked(agent, message.blocked, message.blocked_until)
+        if message.extend_timeout_seconds is not None:
+            agent = self._extended(agent, message.extend_timeout_seconds)
+        if message.recycle and agent.replace is Replace.NO and not agent.leaving and agent.state is AgentState.RUNNING:
+            agent = self._put(replace(agent, replace=Replace.ROLLING))
+            self._tell("agent.recycle", f"{agent.id} asks to be replaced", agent)
+        if message.ready and not agent.said_ready:
+            agent = self._put(replace(agent, said_ready=True))
+            self._consider_ready(agent)
+        if message.stopping and agent.ready and agent.state is AgentState.RUNNING:
+            agent = self._put(replace(agent, ready=False, note="it says that it is stopping"))
+        if message.watchdog == "trigger":
+            self._fail(agent, "it triggered its watchdog")
+        elif message.watchdog == "ping":
+            self._rearm_watchdog(agent)
+
+    def _consider_ready(self, agent: Agent) -> None:
+        """Ready at the next look, if nothing more is waited for: its word where that is asked for, and its probe where it has one."""
+        spec, passed = self.wish.spec.readiness, self._passed.get(agent.id) == agent.process
+        if agent.state is AgentState.STARTING and (agent.said_ready or not spec.notify) and (passed or not spec.probed):
+            self._put(replace(agent, ready_deadline=self._clock.monotonic(), start_deadline=None))
+
+    def _judge_probes(self, agent_id: str, process: ProcessRef, outcome: ProbeOutcome, reason: str) -> None:
+        agent = self._agents.get(agent_id)
+        if agent is None or agent.process != process or agent.leader_exit:
+            return
+        running = agent.state is AgentState.RUNNING and not agent.pooled
+        match outcome:
+            case ProbeOutcome.READY:
+                self._passed[agent_id] = process
+                self._consider_ready(agent)
+                if running and not agent.ready:
+                    self._put(replace(agent, ready=True, note=""))
+                    self._tell("agent.ready", f"{agent_id} is ready again", agent)
+            case ProbeOutcome.UNREADY:
+                if running and agent.ready:
+                    self._put(replace(agent, ready=False, note=f"not ready: {reason}"))
+                    self._tell("agent.unready", f"{agent_id} is not ready: {reason}", agent)
+            case ProbeOutcome.FAILED:
+                if running:
+                    self._fail(agent, f"liveness probe: {reason}")
+            case _:
+                assert_never(outcome)
+
+    def _blocked(self, agent: Agent, reason: str, until: float | None) -> Agent:
+        now = self._clock.time()
+        blocked, until = (reason, until) if reason and until is not None and until > now else ("", None)
+        if (blocked, until) == (agent.blocked, agent.blocked_until):
+            return agent
+        if blocked and not agent.blocked:
+            self._tell("agent.blocked", f"{agent.id} cannot work for {(until or now) - now:.0f} s: {reason}", agent)
+        return self._put(replace(agent, blocked=blocked, blocked_until=until))
+
+    def _extended(self, agent: Agent, seconds: float) -> Agent:
+        """More time to start or to finish, as sd_notify(3) has it: from now on, and never less than it has; an hour in all at most."""
+        now, spec = self._clock.monotonic(), self.wish.spec
+        if agent.state is AgentState.STARTING and agent.start_deadline is not None and agent.started_clock is not None:
+            longest = agent.started_clock + spec.readiness.start_timeout_seconds + _MOST_EXTENSION_SECONDS
+            extended = min(now + seconds, longest)
+            return self._put(replace(agent, start_deadline=extended)) if extended > agent.start_deadline else agent
+        if agent.state is AgentState.DRAINING and agent.drain_deadline is not None and agent.draining_since is not None:
+            if self.wish.down_now:
+                return agent
+            longest = agent.draining_since + spec.graceful_drain.timeout_seconds + _MOST_EXTENSION_SECONDS
+            extended = min(now + seconds, longest)
+            return self._put(replace(agent, drain_deadline=extended)) if extended > agent.drain_deadline else agent
+        return agent
+
+    def _rearm_watchdog(self, agent: Agent) -> None:
+        """Only one that runs can be late: the time of a suspended one stands still."""
+        seconds = self.wish.spec.watchdog_seconds
+        if seconds is not None and agent.ready and agent.state is AgentState.RUNNING and agent.process is not None:
+            self._watchdogs[agent.id] = self._clock.monotonic() + seconds
+
+    def _miss_the_silent(self) -> None:
+        now, seconds = self._clock.monotonic(), self.wish.spec.watchdog_seconds
+        for agent_id, deadline in list(self._watchdogs.items()):
+            agent = self._agents.get(agent_id)
+            if seconds is None or agent is None or agent.state is not AgentState.RUNNING or agent.leader_exit:
+                del self._watchdogs[agent_id]
+            elif deadline <= now and agent_id not in self._suspending:
+                del self._watchdogs[agent_id]
+                self._fail(agent, f"no WATCHDOG=1 for {seconds:g} s")
+
+    def _fail(self, agent: Agent, reason: str) -> None:
+        """Stop an agent that lives but does not work; when it is gone, that is judged like an exit that failed."""
+        if agent.state not in (AgentState.STARTING, AgentState.RUNNING) or agent.process is None or agent.leader_exit:
+            return
+        self._tell("agent.failing", f"{agent.id} does not work and is stopped: {reason}", agent)
+        self._put(replace(self._stopping(agent, reason), failing=reason))
 
     def _suspend(self, agents: Sequence[Agent]) -> None:
         """Takes its time, so it happens beside the loop; what comes of it is an event like every other."""
@@ -289,6 +410,7 @@ class Supervisor:
         resumed = await self._lifecycle.resume(agents)
         for agent in agents:
             taken = self._put(replace(agent, resume_owed=False, stale_deadline=None))
+            self._rearm_watchdog(taken)
             if agent.id in resumed:
                 self.warm_hits += 1
                 self._tell("agent.resumed", f"{agent.id} left the warm pool", taken)
@@ -314,7 +436,7 @@ class Supervisor:
             wanted.answer.set_exception(FleetctlError(f"fleet {wish.spec.name} {reason}, so nothing of it can be acquired"))
             return
         agents = list(self._agents.values())
-        oldest = warmpool.available(wish.spec, agents)[:1]
+        oldest = warmpool.available(wish.spec, agents, aware=self._must_read(wanted.claim))[:1]
         if not oldest and not wanted.cold:
             wanted.answer.set_result(None)
             return
@@ -328,6 +450,12 @@ class Supervisor:
         agent = self._put(replace(self._created(slot, pooled=False), wish_owed=size))
         self._claims[agent.id] = wanted.claim
         wanted.answer.set_result(agent)
+
+    def _must_read(self, claim: Mapping[str, object]) -> bool:
+        """A running process learns of further variables only from its claim, which one that does not know fleetctl never reads."""
+        spec, asked = self.wish.spec, claim.get("environment")
+        beyond = isinstance(asked, Mapping) and not asked.items() <= spec.environment.items()
+        return beyond and not spec.warm_pool.reads_claim
 
     def _shrink_wish(self) -> None:
         self.wish = replace(self.wish, spec=replace(self.wish.spec, replicas=max(0, self.wish.spec.replicas - 1)))
@@ -393,6 +521,8 @@ class Supervisor:
                 started_clock=None,
                 process=None,
                 retry_deadline=None,
+                start_deadline=None,
+                said_ready=False,
                 note="starting",
             )
         )
@@ -409,14 +539,16 @@ class Supervisor:
             self._could_not_start(agent, error)
             return
         self._claims.pop(agent.id, None)
-        now = self._clock.monotonic()
+        now, spec = self._clock.monotonic(), self.wish.spec.readiness
+        awaited = spec.notify or spec.probed
         started = self._put(
             replace(
                 agent,
                 process=process,
                 started_at=self._clock.time(),
                 started_clock=now,
-                ready_deadline=now + self.wish.spec.readiness.settle_seconds,
+                ready_deadline=None if awaited else now + spec.settle_seconds,
+                start_deadline=now + spec.start_timeout_seconds if awaited and spec.start_timeout_seconds else None,
                 note="",
             )
         )
@@ -489,10 +621,13 @@ class Supervisor:
             last_exit=exit,
             ready=False,
             ready_deadline=None,
+            start_deadline=None,
             drain_deadline=None,
+            draining_since=None,
             stale_deadline=None,
             resume_owed=False,
             stop_sent=False,
+            failing="",
         )
         if agent.leaving or (agent.pooled and agent.stale_deadline is not None):
             # What dies in the pool did nothing wrong and was nobody: a fresh one takes its place.
@@ -508,13 +643,17 @@ class Supervisor:
             self._put(replace(gone, state=move(agent.state, Move.START), failures=()))
             self._tell("agent.stopped", f"{agent.id} stopped for its restart ({exit})", agent)
         else:
-            verdict = restarts.after_exit(
-                self.wish.spec.restart, agent.failures, exit, uptime_seconds=uptime, now=now, jitter=self._random.random()
-            )
+            verdict = self._judged(agent, exit, uptime, now)
             self._apply(gone, verdict, now)
             self._tell("agent.exited", f"{agent.id}: {exit}", agent)
             if verdict.state is AgentState.FAILED:
                 self._tell_failure(agent, verdict.note)
+
+    def _judged(self, agent: Agent, exit: Exit, uptime: float, now: float) -> restarts.Verdict:
+        if agent.blocked and agent.blocked_until is not None and (left := agent.blocked_until - self._clock.time()) > 0:
+            return restarts.while_blocked(agent.failures, exit, agent.blocked, left)
+        spec, jitter = self.wish.spec.restart, self._random.random()
+        return restarts.after_exit(spec, agent.failures, exit, uptime_seconds=uptime, now=now, jitter=jitter, failing=agent.failing)
 
     def _apply(self, agent: Agent, verdict: restarts.Verdict, now: float) -> None:
         moves = {AgentState.BACKOFF: Move.RETRY_LATER, AgentState.FAILED: Move.GIVE_UP, AgentState.TERMINATED: Move.FINISH}
@@ -531,23 +670,25 @@ class Supervisor:
             self._put(replace(current, note=f"{current.note}; last output: {lines[-1]}"))
 
     def _drain(self, agent: Agent, leaving: bool, reason: str) -> None:
-        timeout = 0.0 if self.wish.down_now and self.wish.down else self.wish.spec.graceful_drain.timeout_seconds
-        deadline = self._clock.monotonic() + timeout
+        self._tell("agent.draining", f"{agent.id} is asked to stop: {reason}", agent)
+        replaced = agent.replace if leaving or agent.replace is not Replace.NO else Replace.ROLLING
+        self._put(replace(self._stopping(agent, reason), leaving=leaving, replace=replaced))
+
+    def _stopping(self, agent: Agent, reason: str) -> Agent:
+        now = self._clock.monotonic()
+        deadline = now + (0.0 if self.wish.down_now and self.wish.down else self.wish.spec.graceful_drain.timeout_seconds)
         if agent.state is AgentState.DRAINING:  # on its way already: it only learns that it will not come back, or must hurry
             deadline = min(deadline, agent.drain_deadline or deadline)
-        self._tell("agent.draining", f"{agent.id} is asked to stop: {reason}", agent)
-        self._put(
-            replace(
-                agent,
-                state=move(agent.state, Move.STOP),
-                leaving=leaving,
-                replace=agent.replace if leaving or agent.replace is not Replace.NO else Replace.ROLLING,
-                ready=False,
-                ready_deadline=None,
-                retry_deadline=None,
-                drain_deadline=deadline,
-                note=reason,
-            )
+        return replace(
+            agent,
+            state=move(agent.state, Move.STOP),
+            ready=False,
+            ready_deadline=None,
+            start_deadline=None,
+            retry_deadline=None,
+            drain_deadline=deadline,
+            draining_since=now if agent.draining_since is None else agent.draining_since,
+            note=reason,
         )
 
     def _out_of_time(self, agent: Agent) -> Agent:
@@ -571,6 +712,7 @@ class Supervisor:
         self._dirty.discard(agent.id)
         self._ending.discard(agent.id)
         self._claims.pop(agent.id, None)
+        self._passed.pop(agent.id, None)
         self._forgotten.add(agent.id)
         self._lifecycle.discard(agent)
 

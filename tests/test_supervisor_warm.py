@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetctl.core.contract import Message
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover, with_acquired
 from fleetctl.errors import FleetctlError, SpawnFailed, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
@@ -37,7 +38,7 @@ SPEC = FleetSpec(
     readiness=ReadinessSpec(settle_seconds=SETTLE),
     graceful_drain=GracefulDrainSpec(timeout_seconds=DRAIN),
     restart=RestartSpec(backoff_cap_seconds=2.0, crash_loop_failures=1000),
-    warm_pool=WarmPoolSpec(enabled=True, size=3, refresh_interval_seconds=INTERVAL),
+    warm_pool=WarmPoolSpec(enabled=True, size=3, refresh_interval_seconds=INTERVAL, reads_claim=True),
 )
 
 
@@ -418,6 +419,20 @@ async def test_with_a_lost_database_suspended_instances_are_found_again_as_such(
 
 
 # -- handing out
+
+
+@story(replace(with_pool(reads_claim=False), environment={"A": "1"}))
+async def test_variables_reach_a_program_that_does_not_know_fleetctl_only_by_a_cold_start(world: World) -> None:
+    await world.full()
+    with pytest.raises(WarmPoolEmpty, match="reads no claim"):
+        await world.fleet.acquire({"environment": {"TASK": "7"}}, require_warm=True, timeout_seconds=5.0)
+    assert not (await world.acquire(environment={"TASK": "7"})).from_warm_pool
+    assert (await world.acquire(environment={"A": "1"}, tools=["search"])).from_warm_pool  # as it runs already
+    oldest = min(world.pool, key=lambda agent: agent.started_clock or 0.0)
+    world.fleet.supervisor.notified(oldest.id, Message(extension=True))
+    await settled()
+    result = await world.acquire(environment={"TASK": "8"})
+    assert (result.agent_id, result.from_warm_pool) == (oldest.id, True)
 
 
 @story()

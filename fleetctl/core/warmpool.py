@@ -19,8 +19,8 @@ def wished_size(wish: Wish) -> int:
     return wish.spec.warm_pool.size
 
 
-def available(spec: FleetSpec, agents: Sequence[Agent]) -> list[Agent]:
-    """The instances that can be handed out now, the oldest first."""
+def available(spec: FleetSpec, agents: Sequence[Agent], *, aware: bool = False) -> list[Agent]:
+    """The instances that can be handed out now, the oldest first; `aware`: only those that read their claim."""
     wanted = spec.process_hash
     fit = [
         agent
@@ -32,6 +32,7 @@ def available(spec: FleetSpec, agents: Sequence[Agent]) -> list[Agent]:
         and agent.leader_exit is None
         and agent.replace is Replace.NO
         and agent.spec_hash == wanted
+        and (agent.aware or not aware)
     ]
     return sorted(fit, key=lambda agent: (agent.started_clock or 0.0, agent.slot))
 

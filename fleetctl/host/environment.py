@@ -3,6 +3,7 @@
 Secrets are read here at each start and go nowhere but into the child.
 """
 
+import json
 import os
 from collections.abc import Mapping
 
@@ -46,6 +47,7 @@ def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: st
         environ
         | secrets(spec)
         | dict(spec.environment)
+        | claimed(claim_path)
         | {
             "STATE_DIRECTORY": state_directory,
             STATE_DIR: state_root,
@@ -58,6 +60,16 @@ def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: st
             CLAIM: claim_path,
         }
     )
+
+
+def claimed(path: str) -> dict[str, str]:
+    """The variables of the agent's claim, if it has one: so a cold start knows them from the beginning, and so does a restart."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            variables = json.load(file)["environment"]
+        return {str(name): str(value) for name, value in variables.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or one that the agent wrote over
+        return {}
 
 
 def secrets(spec: FleetSpec) -> dict[str, str]:

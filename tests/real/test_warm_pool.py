@@ -71,7 +71,7 @@ def exits(place: Place) -> list[str]:
 
 
 def test_the_pool_fills_and_hands_out_over_the_command_line(place: Place) -> None:
-    up(place, command=COMMAND, readiness={"settle_seconds": 0.5})
+    up(place, command=COMMAND, readiness={"settle_seconds": 0.5}, warm_pool={"enabled": True, "size": 3, "reads_claim": True})
     before = pool(place)
     assert place.run("warm", "fill").stdout == "w: 3 of 3 warm\n"
     got = place.json("acquire", "w", "--require-warm", "--env", "TASK=7", "--tool", "search")
@@ -98,6 +98,15 @@ def test_an_empty_pool_means_a_cold_start_with_the_same_answer(place: Place) -> 
     assert place.leaders("w")[got["agent_id"]] == got["pid"]
     assert json.loads(Path(got["claim_path"]).read_text())["tools"] == ["search"]
     assert warm(place, 2, 0)
+
+
+def test_variables_asked_for_are_in_the_environment_of_a_cold_start_and_of_its_restarts(place: Place) -> None:
+    up(place, command=["sh", "-c", "echo task=$TASK; exec sleep 600"], readiness={"settle_seconds": 0.1})
+    got = place.json("acquire", "w", "--env", "TASK=7")
+    assert not got["from_warm_pool"]
+    eventually(lambda: place.log("w", got["agent_id"]) == b"task=7\n", "it knows its task")
+    os.kill(got["pid"], signal.SIGKILL)
+    eventually(lambda: place.log("w", got["agent_id"]) == b"task=7\n" * 2, "and knows it again after a crash")
 
 
 def test_suspended_instances_survive_the_daemon_and_are_taken_back_as_such(place: Place) -> None:
