@@ -9,24 +9,23 @@ import os
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import fleetctl
 from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover, with_acquired
+from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339
 from fleetctl.errors import ConfigError, NotFound, UsageError
 from fleetctl.fleet import Fleet, check_replicas
-from fleetctl.host import logread, metrics, procfs
+from fleetctl.host import logread, procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.paths import Paths
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
-from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Replace, Usage, to_json
+from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Usage, to_json
 
 log = logging.getLogger(__name__)
-Json = dict[str, Any]  # Any: JSON values
 
 _FOLLOWER_EVENTS = 1000
 
@@ -177,7 +176,7 @@ class Control:
 
     def _tell(self, event: Event) -> None:
         log.info("%s: %s", event.kind, event.message)
-        told = _dated(to_json(event))
+        told = dated(to_json(event))
         for queue in list(self._followers):
             if queue.full():  # deaf: rather lose the reader than the memory
                 self._followers.discard(queue)
@@ -223,9 +222,9 @@ class Control:
         chosen = [self._find(fleet)] if fleet is not None else [self.fleets[name] for name in sorted(self.fleets)]
         return {
             "schema": "fleetctl/status/v1",
-            "generated_at": _rfc3339(time.time()),
+            "generated_at": rfc3339(time.time()),
             "daemon": self._daemon(),
-            "fleets": [self._fleet(one) for one in chosen],
+            "fleets": [self._view(one) for one in chosen],
         }
 
     def fleet(self, name: str) -> Json:
@@ -235,22 +234,23 @@ class Control:
         for key in (setting.key for setting in config.settings() if not setting.supported):
             table, _, inner = key.rpartition(".")
             (spec[table] if table else spec).pop(inner)
-        return {"schema": "fleetctl/fleet/v1", **self._fleet(fleet), "spec": spec, "spec_hash": fleet.spec.process_hash}
+        return {"schema": "fleetctl/fleet/v1", **self._view(fleet), "spec": spec, "spec_hash": fleet.spec.process_hash}
 
     def agent(self, agent_id: str) -> Json:
         for fleet in self.fleets.values():
             for agent in fleet.agents:
                 if agent.id == agent_id:
-                    return self._inspected(fleet, agent)
+                    now, wall = self._clock.monotonic(), self._clock.time()
+                    return inspected(fleet, agent, self.usage.get(agent_id), self.paths, now=now, wall=wall)
         raise NotFound(f"no agent {agent_id}")
 
     async def history(self, fleet: str | None, limit: int) -> Json:
         entries = await self.state.last("history", fleet, limit)
-        return {"schema": "fleetctl/history/v1", "entries": [_dated(entry) for entry in entries]}
+        return {"schema": "fleetctl/history/v1", "entries": [dated(entry) for entry in entries]}
 
     async def events(self, fleet: str | None, limit: int) -> Json:
         events = await self.state.last("events", fleet, limit)
-        return {"schema": "fleetctl/events/v1", "events": [_dated(event) for event in events]}
+        return {"schema": "fleetctl/events/v1", "events": [dated(event) for event in events]}
 
     # -- changes
 
@@ -285,7 +285,7 @@ class Control:
             actions.append(f"try {counted(len(failed), 'failed agent')} again")
         if dry_run or not actions:
             message = f"{name} would change: {'; '.join(actions)}" if actions else f"{name} is up to date"
-            return _change(name, wanted.replicas, actions, message, created=known is None, dry_run=dry_run)
+            return change_view(name, wanted.replicas, actions, message, created=known is None, dry_run=dry_run)
         self._lift_hold()
         if known is None:
             await self.state.save_wish(wanted, down=False)
@@ -298,7 +298,7 @@ class Control:
             if failed:
                 known.restart(failed, all_at_once=False)
                 await known.supervisor.wait_saved()
-        return _change(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}", created=known is None)
+        return change_view(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}", created=known is None)
 
     def _take_strays(self, spec: FleetSpec) -> tuple[Agent, ...]:
         mine = [tree for tree in self._strays if tree.fleet == spec.name]
@@ -343,7 +343,7 @@ class Control:
         actions = [f"scale from {before} to {target}"] if target != before else []
         word = "would scale" if dry_run else "scaling"
         message = f"{name}: {word} from {before} to {target}" if actions else f"{name} is at {target} already"
-        return _change(name, target, actions, message, dry_run=dry_run)
+        return change_view(name, target, actions, message, dry_run=dry_run)
 
     async def resize_warm_pool(self, name: str, *, size: int, dry_run: bool) -> Json:
         fleet = self._find(name)
@@ -355,7 +355,7 @@ class Control:
             async with self._changing:
                 await fleet.resize_warm_pool(size)
         message = f"{name}: {actions[0]}" if actions else f"{name}: the warm pool is for {size} already"
-        return _change(name, fleet.wish.replicas, actions, message, dry_run=dry_run)
+        return change_view(name, fleet.wish.replicas, actions, message, dry_run=dry_run)
 
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
         fleet = self._find(name)
@@ -383,7 +383,7 @@ class Control:
             fleet.restart(chosen, all_at_once=all_at_once)
             await fleet.supervisor.wait_saved()
         how = ", all at once" if all_at_once else ", one by one"
-        return _change(
+        return change_view(
             name,
             fleet.wish.replicas,
             [f"restart {agent_id}" for agent_id in chosen],
@@ -398,7 +398,7 @@ class Control:
             async with self._changing:
                 await fleet.take_down(now=now)
             self._announce()
-        return _change(
+        return change_view(
             name,
             0,
             actions,
@@ -414,7 +414,8 @@ class Control:
             self._shutdown.set_result(mode)
         return {"schema": "fleetctl/shutdown/v1", "mode": mode}
 
-    # -- one fleet, one agent, as JSON
+    def _view(self, fleet: Fleet) -> Json:
+        return fleet_view(fleet, self.usage, now=self._clock.monotonic(), wall=self._clock.time())
 
     def _find(self, name: str) -> Fleet:
         try:
@@ -423,99 +424,7 @@ class Control:
             known = ", ".join(sorted(self.fleets)) or "none"
             raise NotFound(f"no fleet {name} (known: {known})") from None
 
-    def _fleet(self, fleet: Fleet) -> Json:
-        return {
-            "name": fleet.spec.name,
-            "desired_replicas": fleet.wish.replicas,
-            "ready_replicas": fleet.ready_replicas,
-            "autoscaling": {"enabled": False, "mode": None},
-            "warm_pool": fleet.warm_pool_stats(),
-            "command": list(fleet.spec.command),
-            "down": fleet.wish.down,
-            "notes": [fleet.supervisor.trouble] if fleet.supervisor.trouble else [],
-            "agents": [self._agent(agent) for agent in fleet.agents],
-        }
-
-    def _agent(self, agent: Agent) -> Json:
-        usage = self.usage.get(agent.id) if agent.process else None
-        exit = agent.last_exit
-        running = agent.process is not None and not agent.leader_exit
-        uptime = self._clock.monotonic() - agent.started_clock if running and agent.started_clock is not None else None
-        note = agent.note
-        if usage and usage.stopped and running and agent.state is AgentState.RUNNING and not agent.pooled:
-            note = f"{note}; " * bool(note) + "stopped by a signal; `kill -CONT` continues it"
-        retry = agent.retry_deadline
-        next_try = None if retry is None or agent.process else max(0.0, retry - self._clock.monotonic())
-        return {
-            "id": agent.id,
-            "slot": agent.slot,
-            "pid": agent.process.pid if agent.process and running else None,
-            "state": str(agent.state),
-            "ready": agent.ready,
-            "cpu_percent": usage.cpu_percent if usage else None,
-            "memory_bytes": usage.memory_bytes if usage else None,
-            "uptime_seconds": None if uptime is None else round(max(0.0, uptime), 3),
-            "restarts": agent.restarts,
-            "last_exit": {"code": exit.code, "signal": exit.signal, "at": _rfc3339(exit.at), "text": str(exit)} if exit else None,
-            "from_warm_pool": agent.from_warm_pool,
-            "next_try_seconds": None if next_try is None else round(next_try, 3),
-            "replacing": agent.replace is not Replace.NO,
-            "pooled": agent.pooled,
-            "note": f"next try in {next_try:.0f} s; {note}" if next_try else note,
-        }
-
-    def _inspected(self, fleet: Fleet, agent: Agent) -> Json:
-        spec = fleet.spec
-        return {
-            "schema": "fleetctl/agent/v1",
-            **self._agent(agent),
-            "fleet": agent.fleet,
-            "created_at": _rfc3339(agent.created_at),
-            "started_at": _rfc3339(agent.started_at) if agent.started_at else None,
-            "command": list(spec.command),
-            "cwd": spec.cwd,
-            "log_path": self.paths.agent_log(agent.fleet, agent.id),
-            "state_directory": self.paths.agent_state(agent.id),
-            "processes": metrics.tree(agent.process.pid) if agent.process else [],
-            "environment": sorted({*spec.environment, *spec.secret_env}),
-        }
-
-
-def _change(
-    fleet: str,
-    replicas: int,
-    actions: list[str],
-    message: str,
-    *,
-    created: bool = False,
-    dry_run: bool = False,
-    changed: bool | None = None,
-) -> Json:
-    return {
-        "schema": "fleetctl/change/v1",
-        "fleet": fleet,
-        "changed": (bool(actions) if changed is None else changed) and not dry_run,
-        "created": created,
-        "dry_run": dry_run,
-        "desired_replicas": replicas,
-        "actions": actions,
-        "message": message,
-    }
-
 
 def _refuse_if_down(fleet: Fleet) -> None:
     if fleet.wish.down:
         raise UsageError(f"fleet {fleet.spec.name} is being taken down", hint="`fleetctl up` starts it again")
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _dated(row: Mapping[str, Any]) -> Json:
-    """An event or a decision with its time as people and files write it."""
-    return {**row, "at": _rfc3339(row["at"])}
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

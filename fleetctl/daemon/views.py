@@ -1,0 +1,119 @@
+"""Fleets, agents and changes as the JSON values that the control socket tells; docs of the fields are in `wire`."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from fleetctl.fleet import Fleet
+from fleetctl.host import metrics
+from fleetctl.host.paths import Paths
+from fleetctl.models import Agent, AgentState, Replace, Usage
+
+Json = dict[str, Any]  # Any: JSON values
+
+
+def fleet_view(fleet: Fleet, usage: Mapping[str, Usage], *, now: float, wall: float) -> Json:
+    """A fleet as `status` shows it. `now`: the boot's clock; `wall`: Unix time."""
+    return {
+        "name": fleet.spec.name,
+        "desired_replicas": fleet.wish.replicas,
+        "ready_replicas": fleet.ready_replicas,
+        "autoscaling": {"enabled": False, "mode": None},
+        "warm_pool": fleet.warm_pool_stats(),
+        "command": list(fleet.spec.command),
+        "down": fleet.wish.down,
+        "notes": [fleet.supervisor.trouble] if fleet.supervisor.trouble else [],
+        "agents": [agent_view(agent, usage.get(agent.id), now=now, wall=wall) for agent in fleet.agents],
+    }
+
+
+def agent_view(agent: Agent, usage: Usage | None, *, now: float, wall: float) -> Json:
+    """An agent as `status` and `ps` show it."""
+    usage = usage if agent.process else None
+    exit = agent.last_exit
+    running = agent.process is not None and not agent.leader_exit
+    uptime = now - agent.started_clock if running and agent.started_clock is not None else None
+    retry = agent.retry_deadline
+    next_try = None if retry is None or agent.process else max(0.0, retry - now)
+    return {
+        "id": agent.id,
+        "slot": agent.slot,
+        "pid": agent.process.pid if agent.process and running else None,
+        "state": str(agent.state),
+        "ready": agent.ready,
+        "cpu_percent": usage.cpu_percent if usage else None,
+        "memory_bytes": usage.memory_bytes if usage else None,
+        "uptime_seconds": None if uptime is None else round(max(0.0, uptime), 3),
+        "restarts": agent.restarts,
+        "last_exit": {"code": exit.code, "signal": exit.signal, "at": rfc3339(exit.at), "text": str(exit)} if exit else None,
+        "from_warm_pool": agent.from_warm_pool,
+        "next_try_seconds": None if next_try is None else round(next_try, 3),
+        "replacing": agent.replace is not Replace.NO,
+        "pooled": agent.pooled,
+        "note": "; ".join(_notes(agent, usage, next_try, wall)),
+    }
+
+
+def _notes(agent: Agent, usage: Usage | None, next_try: float | None, wall: float) -> Iterator[str]:
+    running = agent.state is AgentState.RUNNING and agent.process is not None and not agent.leader_exit
+    if next_try:
+        yield f"next try in {next_try:.0f} s"
+    if agent.note:
+        yield agent.note
+    if running and agent.blocked and agent.blocked_until is not None and agent.blocked_until > wall:
+        yield f"blocked for {agent.blocked_until - wall:.0f} s: {agent.blocked}"
+    if running and usage and usage.stopped and not agent.pooled:
+        yield "stopped by a signal; `kill -CONT` continues it"
+
+
+def inspected(fleet: Fleet, agent: Agent, usage: Usage | None, paths: Paths, *, now: float, wall: float) -> Json:
+    """All that is known of one agent, as `inspect` shows it."""
+    spec = fleet.spec
+    return {
+        "schema": "fleetctl/agent/v1",
+        **agent_view(agent, usage, now=now, wall=wall),
+        "fleet": agent.fleet,
+        "created_at": rfc3339(agent.created_at),
+        "started_at": rfc3339(agent.started_at) if agent.started_at else None,
+        "command": list(spec.command),
+        "cwd": spec.cwd,
+        "log_path": paths.agent_log(agent.fleet, agent.id),
+        "state_directory": paths.agent_state(agent.id),
+        "processes": metrics.tree(agent.process.pid) if agent.process else [],
+        "environment": sorted({*spec.environment, *spec.secret_env}),
+    }
+
+
+def change_view(
+    fleet: str,
+    replicas: int,
+    actions: list[str],
+    message: str,
+    *,
+    created: bool = False,
+    dry_run: bool = False,
+    changed: bool | None = None,
+) -> Json:
+    return {
+        "schema": "fleetctl/change/v1",
+        "fleet": fleet,
+        "changed": (bool(actions) if changed is None else changed) and not dry_run,
+        "created": created,
+        "dry_run": dry_run,
+        "desired_replicas": replicas,
+        "actions": actions,
+        "message": message,
+    }
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def dated(row: Mapping[str, Any]) -> Json:
+    """An event or a decision with its time as people and files write it."""
+    return {**row, "at": rfc3339(row["at"])}
+
+
+def rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
