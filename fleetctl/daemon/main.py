@@ -60,7 +60,7 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
     become_subreaper()
     state = LocalStateManager(paths)
     records = await state.open()
-    control = Control(paths, state, LocalLifecycleManager(paths, umask=umask), mode=mode)
+    control = Control(paths, state, LocalLifecycleManager(paths, umask=umask, owns_all_children=True), mode=mode)
     _raise_file_limit()  # after the lifecycle manager has seen the limit that agents are to get
     await control.restore(records)
     server = ControlServer(control, paths.socket)

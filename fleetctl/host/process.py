@@ -50,35 +50,38 @@ def _is_subreaper() -> bool:
 class LocalLifecycleManager:
     """`ports.LifecycleManager` on this machine, for the agents of one state directory. Linux 5.4 or later.
 
-    `umask` is the agents', which need not be the daemon's.
+    `umask` is the agents', which need not be ours; -1: it is. `owns_all_children`: every child of this process is an agent's, so
+    that whatever ends may be reaped. That is true of the daemon only: a program that we are embedded in has children of its own, and
+    waits for them itself.
     """
 
-    def __init__(self, paths: Paths, *, umask: int = 0o022) -> None:
-        self._paths, self._umask = paths, umask
+    def __init__(self, state_dir: Paths | str, *, umask: int = -1, owns_all_children: bool = False) -> None:
+        self.paths = state_dir if isinstance(state_dir, Paths) else Paths(os.path.realpath(state_dir))
+        self._umask, self._owns_all_children = umask, owns_all_children
         self._pidfds: dict[ProcessRef, int] = {}
         self._spawned: set[ProcessRef] = set()
         self._tokens: dict[tuple[int, int], str] = {}
         self._members: dict[str, frozenset[tuple[int, int]]] = {}
-        self._orphans_come_to_us = _is_subreaper()
+        self._orphans_come_to_us = owns_all_children and _is_subreaper()
         self._suspended: dict[str, list[procfs.Stat]] = {}
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
-        state_directory = self._paths.agent_state(agent.id)
+        state_directory = self.paths.agent_state(agent.id)
         try:
-            for folder in (state_directory, self._paths.locks):  # the second too: somebody may have cleared run/
+            for folder in (state_directory, self.paths.locks):  # the second too: somebody may have cleared run/
                 os.makedirs(folder, mode=0o700, exist_ok=True)
             environ = environment.build(
                 agent,
                 spec,
-                state_root=self._paths.root,
+                state_root=self.paths.root,
                 state_directory=state_directory,
-                claim_path=self._paths.agent_claim(agent.id),
+                claim_path=self.paths.agent_claim(agent.id),
             )
             with contextlib.ExitStack() as stack:
-                lock = stack.enter_context(_opened(self._paths.agent_lock(agent.id)))
+                lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id)))
                 _take(lock, agent)
-                output = logs.open_log(self._paths, agent.fleet, agent.id, spec.logs)
+                output = logs.open_log(self.paths, agent.fleet, agent.id, spec.logs)
                 stack.callback(os.close, output)
                 argv = ("/bin/sh", "-c", spec.command[0]) if spec.shell else spec.command
                 # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
@@ -159,10 +162,14 @@ class LocalLifecycleManager:
             with contextlib.suppress(RuntimeError):  # no loop any more
                 asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
-        self.reap_orphans()
+        if self._owns_all_children:
+            self.reap_orphans()
 
     def reap_orphans(self) -> None:
-        """Reap what was re-parented to us and ended; stops at the first of our leaders, which is reaped by `release`."""
+        """Reap what was re-parented to us and ended; stops at the first of our leaders, which is reaped by `release`.
+
+        Only for who owns all its children: of any other it would take the exit status away from whoever waits for it.
+        """
         leaders = {process.pid for process in self._pidfds}
         while True:
             try:
@@ -231,7 +238,7 @@ class LocalLifecycleManager:
                 break
             await asyncio.sleep(_ACKNOWLEDGE_SECONDS)
         # Somebody will wait for their claims, and to make a file takes longer than to write and rename it.
-        await asyncio.to_thread(_make_files, [f"{self._paths.agent_claim(agent_id)}.tmp" for agent_id in stopped])
+        await asyncio.to_thread(_make_files, [f"{self.paths.agent_claim(agent_id)}.tmp" for agent_id in stopped])
         return frozenset(stopped)
 
     async def resume(self, agents: Sequence[Agent]) -> frozenset[str]:
@@ -252,7 +259,7 @@ class LocalLifecycleManager:
         return frozenset(resumed)
 
     def claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
-        path = self._paths.agent_claim(agent.id)
+        path = self.paths.agent_claim(agent.id)
         if keep and os.path.exists(path):
             return
         try:
@@ -279,12 +286,12 @@ class LocalLifecycleManager:
     def discard(self, agent: Agent) -> None:
         self._members.pop(agent.id, None)
         self._suspended.pop(agent.id, None)
-        claim = self._paths.agent_claim(agent.id)
-        for path in (self._paths.agent_lock(agent.id), claim, f"{claim}.tmp"):
+        claim = self.paths.agent_claim(agent.id)
+        for path in (self.paths.agent_lock(agent.id), claim, f"{claim}.tmp"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
         with contextlib.suppress(OSError):
-            os.rmdir(self._paths.agent_state(agent.id))  # only when the agent left nothing in it
+            os.rmdir(self.paths.agent_state(agent.id))  # only when the agent left nothing in it
 
     def find(self) -> list[Found]:
         """Every live tree on this machine that belongs to this state directory, by its token or, where it lost that, by its lock.
@@ -298,7 +305,7 @@ class LocalLifecycleManager:
             if not stat.alive or stat.pid == os.getpid():
                 continue
             environ = procfs.environ(stat.pid)
-            if environ.get(environment.STATE_DIR) != self._paths.root or (found := _found(environ, stat)) is None:
+            if environ.get(environment.STATE_DIR) != self.paths.root or (found := _found(environ, stat)) is None:
                 continue
             if procfs.owner(stat.pid) != os.geteuid() and tokens.get(found.agent_id) != found.token:
                 continue
@@ -320,7 +327,7 @@ class LocalLifecycleManager:
         files = {stat.pid: procfs.open_files(stat.pid) for stat in stats if stat.alive and stat.pid != os.getpid()}
         found = []
         for agent_id, record in records.items():
-            holders = [stat for stat in stats if self._paths.agent_lock(agent_id) in files.get(stat.pid, ())]
+            holders = [stat for stat in stats if self.paths.agent_lock(agent_id) in files.get(stat.pid, ())]
             leader = next((stat for stat in holders if stat.sid == stat.pid), None)
             if holders and (tree := _found(_as_environment(agent_id, record), leader or holders[0])) is not None:
                 found.append(tree)
@@ -329,10 +336,10 @@ class LocalLifecycleManager:
     def _lock_records(self) -> dict[str, dict[str, object]]:
         """What is written in the agents' lock files, by agent id: who the processes are that hold them."""
         records = {}
-        for name in _names(self._paths.locks):
+        for name in _names(self.paths.locks):
             agent_id = name.removesuffix(".lock")
             with contextlib.suppress(OSError, ValueError, UnicodeDecodeError):
-                with _opened(f"{self._paths.locks}/{name}", create=False) as lock:
+                with _opened(f"{self.paths.locks}/{name}", create=False) as lock:
                     record = json.loads(os.pread(lock, 4096, 0) or b"{}")
                 if isinstance(record, dict):
                     records[agent_id] = record
@@ -385,7 +392,7 @@ class LocalLifecycleManager:
         key = (stat.pid, stat.start_ticks)
         if key not in self._tokens:
             environ = procfs.environ(stat.pid)
-            ours = environ.get(environment.STATE_DIR) == self._paths.root
+            ours = environ.get(environment.STATE_DIR) == self.paths.root
             token = environ.get(environment.TOKEN, "") if ours else ""
             if not environ and stat.sid != 0:
                 return token  # in the middle of an exec there is no environment yet: look again; kernel threads (session 0) have none
@@ -395,7 +402,7 @@ class LocalLifecycleManager:
     def _lock_is_held(self, agent_id: str) -> bool:
         """Whether any process still has the lock that the agent inherited: proof of life that no reuse of pids can fake."""
         try:
-            with _opened(self._paths.agent_lock(agent_id), create=False) as lock:
+            with _opened(self.paths.agent_lock(agent_id), create=False) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -405,7 +412,7 @@ class LocalLifecycleManager:
 
     def _holders(self, agent: Agent, stats: Mapping[int, procfs.Stat]) -> list[procfs.Stat]:
         """Who holds the lock, by looking through all open files: dear, and only done when the lock says that somebody does."""
-        path = self._paths.agent_lock(agent.id)
+        path = self.paths.agent_lock(agent.id)
         me = os.getpid()
         return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
 

@@ -159,8 +159,8 @@ def _last(db: sqlite3.Connection, table: str, fleet: str | None, limit: int) -> 
 class LocalStateManager:
     """`ports.StateManager` in the state directory. All work happens in one thread; methods may be called from the loop."""
 
-    def __init__(self, paths: Paths) -> None:
-        self._paths = paths
+    def __init__(self, state_dir: Paths | str) -> None:
+        self.paths = state_dir if isinstance(state_dir, Paths) else Paths(os.path.realpath(state_dir))
         self._thread = ThreadPoolExecutor(1, "state")
         self._db: sqlite3.Connection | None = None
         self._rows: dict[str, tuple[str, str]] = {}
@@ -188,10 +188,10 @@ class LocalStateManager:
 
     async def save_wish(self, spec: FleetSpec, *, down: bool) -> None:
         text = json.dumps({"spec": to_json(spec), "down": down}, indent=1)
-        await self._run(lambda: _replace_file(self._paths.wish(spec.name), text))
+        await self._run(lambda: _replace_file(self.paths.wish(spec.name), text))
 
     async def forget_wish(self, name: str) -> None:
-        await self._run(lambda: _remove_file(self._paths.wish(name)))
+        await self._run(lambda: _remove_file(self.paths.wish(name)))
 
     async def last(self, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
         """The last `limit` rows of "events" or "history", oldest first."""
@@ -215,14 +215,14 @@ class LocalStateManager:
                 self._set_aside(error)
                 return work()
         except sqlite3.Error as error:
-            raise StateDirectoryError(f"{self._paths.database}: {error}") from error
+            raise StateDirectoryError(f"{self.paths.database}: {error}") from error
         except OSError as error:
-            raise StateDirectoryError(f"{error.filename or self._paths.root}: {error.strerror}") from error
+            raise StateDirectoryError(f"{error.filename or self.paths.root}: {error.strerror}") from error
 
     def _connected(self) -> sqlite3.Connection:
         if self._db is None:
-            os.close(os.open(self._paths.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            db = sqlite3.connect(self._paths.database, check_same_thread=False, isolation_level=None)
+            os.close(os.open(self.paths.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            db = sqlite3.connect(self.paths.database, check_same_thread=False, isolation_level=None)
             try:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
@@ -284,10 +284,10 @@ class LocalStateManager:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
-        aside = f"{self._paths.database}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        aside = f"{self.paths.database}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
-                os.replace(self._paths.database + suffix, aside + suffix)
+                os.replace(self.paths.database + suffix, aside + suffix)
         self.trouble = f"the database was damaged ({error}) and set aside as {aside}; running agents were found again"
         log.error("%s", self.trouble)
 
