@@ -131,8 +131,14 @@ class Supervisor:
         self._post(lambda: self._retire_woken(agent_ids))
 
     def notified(self, agent_id: str, message: Message) -> None:
-        """An agent said something of itself on its notify socket."""
-        self._post(lambda: self._heed(agent_id, message))
+        """An agent said something of itself on its notify socket. What is no news wakes nobody: agents may say it fifty times a second."""
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return
+        if message.watchdog == "ping":
+            self._rearm_watchdog(agent)
+        if _is_news(agent, message):
+            self._post(lambda: self._heed(agent_id, message))
 
     def probed(self, agent_id: str, process: ProcessRef, outcome: ProbeOutcome, reason: str = "") -> None:
         """What the probes of this very process amount to."""
@@ -282,8 +288,6 @@ class Supervisor:
             agent = self._put(replace(agent, ready=False, note="it says that it is stopping"))
         if message.watchdog == "trigger":
             self._fail(agent, "it triggered its watchdog")
-        elif message.watchdog == "ping":
-            self._rearm_watchdog(agent)
 
     def _consider_ready(self, agent: Agent) -> None:
         """Ready at the next look, if nothing more is waited for: its word where that is asked for, and its probe where it has one."""
@@ -763,6 +767,20 @@ class Supervisor:
         if table != self.published:
             self.published = table
             self._on_change()
+
+
+def _is_news(agent: Agent, message: Message) -> bool:
+    """Whether the message can change anything about the agent."""
+    return (
+        (message.ready and not agent.said_ready)
+        or (message.extension and not agent.aware)
+        or message.resume not in (None, agent.resume_token)
+        or (message.blocked is not None and (message.blocked, message.blocked_until) != (agent.blocked, agent.blocked_until))
+        or message.extend_timeout_seconds is not None
+        or (message.stopping and agent.ready)
+        or (message.recycle and agent.replace is Replace.NO)
+        or message.watchdog == "trigger"
+    )
 
 
 def _leaderless(agent: Agent) -> bool:
