@@ -95,6 +95,15 @@ class ProbeOutcome(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What is asked of an agent; where several are given, all have to pass. `{port}` and `{slot}` in it are the agent's."""
+
+    http: str | None = None
+    tcp: str | None = None
+    exec: tuple[str, ...] = ()
+
+
 class OnTimeout(StrEnum):
     """What happens to an agent that has not finished in its drain time."""
 
@@ -134,6 +143,10 @@ class ReadinessSpec:
     def probed(self) -> bool:
         return bool(self.http or self.tcp or self.exec)
 
+    @property
+    def probe(self) -> Probe:
+        return Probe(http=self.http, tcp=self.tcp, exec=self.exec)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivenessSpec:
@@ -154,6 +167,10 @@ class LivenessSpec:
     @property
     def probed(self) -> bool:
         return bool(self.http or self.tcp or self.exec)
+
+    @property
+    def probe(self) -> Probe:
+        return Probe(http=self.http, tcp=self.tcp, exec=self.exec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,6 +424,7 @@ class Identity(StrEnum):
 class Usage:
     """What one agent's whole process tree uses. `cpu_percent`: 100 is one core busy; `memory_bytes`: resident set, summed.
 
+    `demand_percent`: CPU used or waited for; `hottest_percent`: the same of its busiest thread; None where the system does not tell.
     `stopped`: its leader is, by a signal; `frozen`: all of it is.
     """
 
@@ -415,6 +433,22 @@ class Usage:
     processes: int
     stopped: bool = False
     frozen: bool = False
+    demand_percent: float | None = None
+    hottest_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostUsage:
+    """What the machine has and uses. `cpu_percent`: 100 is all cores busy; None at the first look.
+
+    `pressure_percent`: of the last 10 s in which every task stalled for want of memory (PSI); None where the kernel does not tell.
+    """
+
+    cpu_percent: float | None
+    cores: int
+    memory_total_bytes: int
+    memory_available_bytes: int
+    pressure_percent: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ import os
 import resource
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypedDict
 
 from fleetctl.host import procfs
 from fleetctl.host.logread import printable
-from fleetctl.models import ProcessRef, Usage
+from fleetctl.host.schedstat import SchedReader, Times
+from fleetctl.models import HostUsage, ProcessRef, Usage
 
 SHORTEST_SECONDS = 0.1  # clock ticks are 10 ms: over less than this a percentage is noise
 _STATES = {"R": "running", "S": "sleeping", "D": "disk-wait", "T": "stopped", "t": "traced", "Z": "zombie", "X": "dead", "I": "idle"}
@@ -30,6 +30,7 @@ class Row(NamedTuple):
     cpu: int
     reaped: int
     rss_bytes: int
+    threads: int = 1
 
 
 class Reader(Protocol):
@@ -51,6 +52,7 @@ def _parse(raw: bytes) -> Row:
         int(fields[11]) + int(fields[12]),
         int(fields[13]) + int(fields[14]),
         int(fields[21]) * procfs.PAGE_BYTES,
+        int(fields[17]),
     )
 
 
@@ -167,24 +169,19 @@ class _Before(NamedTuple):
     at: float
     leader_start: int
     spent: Mapping[int, tuple[int, int, int]]  # pid -> start_ticks, cpu, reaped
+    threads: Mapping[int, Mapping[int, Times]]  # pid -> thread -> times, of processes that have been read
     cpu_percent: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostUsage:
-    """What the machine has and uses. `cpu_percent`: 100 is all cores busy; None at the first look."""
-
-    cpu_percent: float | None
-    cores: int
-    memory_total_bytes: int
-    memory_available_bytes: int
+    demand_percent: float | None
+    hottest_percent: float | None
 
 
 class LocalResourceManager:
     """`ports.ResourceManager` on this machine. Keeps what it saw last, so have one of it, called by one thread at a time."""
 
-    def __init__(self, reader: Reader | None = None) -> None:
+    def __init__(self, reader: Reader | None = None, threads: SchedReader | None = None) -> None:
         self._reader = reader or default_reader()
+        # Times of threads belong to the processes that ProcReader sees, and to no others.
+        self._threads = threads or (SchedReader() if isinstance(self._reader, ProcReader) else None)
         self._before: dict[str, _Before] = {}
         self.trees: Mapping[str, frozenset[tuple[int, int]]] = {}
         """Who belonged to each agent's tree at the last sample, as (pid, start ticks)."""
@@ -207,7 +204,7 @@ class LocalResourceManager:
         for pid, name in leaders.items():
             tree = {member: rows[member] for member in members[name]}
             was = self._before.get(name)
-            before[name] = seen = _remember(now, pid, tree, was)
+            before[name] = seen = _remember(now, pid, tree, was, self._threads)
             trees[name] = frozenset((member, row.start_ticks) for member, row in tree.items())
             live = [row for row in tree.values() if row.state not in "ZX"]
             usages[name] = Usage(
@@ -216,8 +213,12 @@ class LocalResourceManager:
                 processes=len(live),
                 stopped=rows[pid].state == "T",
                 frozen=bool(live) and all(row.state == "T" for row in live),
+                demand_percent=seen.demand_percent,
+                hottest_percent=seen.hottest_percent,
             )
         self._before, self.trees = before, trees
+        if self._threads is not None:
+            self._threads.keep_only(rows)
         return usages
 
     def host_usage(self) -> HostUsage:
@@ -234,11 +235,35 @@ class LocalResourceManager:
             percent = min(100.0, max(0.0, 100 * (busy - was[0]) / (total - was[1])))
         memory = psutil.virtual_memory()
         return HostUsage(
-            cpu_percent=percent, cores=psutil.cpu_count() or 1, memory_total_bytes=memory.total, memory_available_bytes=memory.available
+            cpu_percent=percent,
+            cores=_cores(),
+            memory_total_bytes=memory.total,
+            memory_available_bytes=memory.available,
+            pressure_percent=_memory_pressure(),
         )
 
     def close(self) -> None:
         self._reader.close()
+        if self._threads is not None:
+            self._threads.close()
+
+
+def _cores() -> int:
+    """Those we may use: taskset and containers leave fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0)) or 1
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1
+
+
+def _memory_pressure() -> float | None:
+    try:
+        with open("/proc/pressure/memory", encoding="ascii") as file:
+            lines = file.read().splitlines()
+        full = next(line for line in lines if line.startswith("full "))
+        return float(full.partition("avg10=")[2].split()[0])
+    except (OSError, StopIteration, ValueError, IndexError):  # an older kernel, or one built without it
+        return None
 
 
 def _leads(row: Row | None, ref: ProcessRef) -> bool:
@@ -273,17 +298,62 @@ def _find_owner(pid: int, rows: Mapping[int, Row], owner: dict[int, str | None])
         owner[each] = found
 
 
-def _remember(now: float, leader: int, tree: Mapping[int, Row], was: _Before | None) -> _Before:
+def _remember(now: float, leader: int, tree: Mapping[int, Row], was: _Before | None, reader: SchedReader | None) -> _Before:
     leader_start = tree[leader].start_ticks
-    if was is not None and was.leader_start == leader_start:
-        seconds = now - was.at
-        if seconds < SHORTEST_SECONDS:
-            return was
-        percent = 100 * _spent(tree, was, seconds) / procfs.TICKS_PER_SECOND / seconds
-    else:
-        percent = None
+    known = was if was is not None and was.leader_start == leader_start else None
+    if known is not None and now - known.at < SHORTEST_SECONDS:
+        return known
+    threads = _read_threads(tree, known, reader)
     spent = {pid: (row.start_ticks, row.cpu, row.reaped) for pid, row in tree.items()}
-    return _Before(now, leader_start, spent, percent)
+    if known is None:
+        return _Before(now, leader_start, spent, threads, None, None, None)
+    seconds = now - known.at
+    percent = 100 * _spent(tree, known, seconds) / procfs.TICKS_PER_SECOND / seconds
+    if reader is None or not reader.available:
+        return _Before(now, leader_start, spent, threads, percent, None, None)
+    waited, hottest = _wanted(tree, known, threads, _since(seconds))
+    scale = 100 / 1e9 / seconds
+    # No thread can want more than all of the time; the counters are read a moment apart, and so may say a little more.
+    return _Before(now, leader_start, spent, threads, percent, percent + waited * scale, min(100.0, hottest * scale))
+
+
+def _since(seconds: float) -> float:
+    """The start ticks of a process that started so many seconds ago."""
+    return (time.clock_gettime(time.CLOCK_BOOTTIME) - seconds) * procfs.TICKS_PER_SECOND - 2
+
+
+def _read_threads(tree: Mapping[int, Row], was: _Before | None, reader: SchedReader | None) -> dict[int, Mapping[int, Times]]:
+    """The threads' times; of a process that did nothing since they were read last, those of then: most are such, and reading costs."""
+    if reader is None:
+        return {}
+    found: dict[int, Mapping[int, Times]] = {}
+    for pid, row in tree.items():
+        if row.state in "ZX":
+            continue
+        known = None
+        if was is not None and (spent := was.spent.get(pid)) and spent[:2] == (row.start_ticks, row.cpu) and row.state != "R":
+            known = was.threads.get(pid)
+        times = reader.read(pid, row.threads) if known is None else known
+        if times is not None:
+            found[pid] = times
+    return found
+
+
+def _wanted(tree: Mapping[int, Row], was: _Before, threads: Mapping[int, Mapping[int, Times]], since: float) -> tuple[int, int]:
+    """Nanoseconds that all threads waited for a core since then, and that the busiest one ran or waited."""
+    waited = hottest = 0
+    for pid, now in threads.items():
+        before = was.threads.get(pid) if was.spent.get(pid, (-1,))[0] == tree[pid].start_ticks else None
+        if before is now:
+            continue
+        if before is None and tree[pid].start_ticks < since:
+            continue  # never read before, and older than the interval: its past is not this interval's
+        for thread, times in now.items():
+            earlier = (before or {}).get(thread, Times(0, 0))
+            more = max(0, times.waited - earlier.waited)
+            waited += more
+            hottest = max(hottest, more + max(0, times.ran - earlier.ran))
+    return waited, hottest
 
 
 def _spent(tree: Mapping[int, Row], was: _Before, seconds: float) -> int:
@@ -293,7 +363,7 @@ def _spent(tree: Mapping[int, Row], was: _Before, seconds: float) -> int:
     off. Where nobody waited (SIGCHLD ignored, or the parent outside of the tree), it is simply gone.
     """
     # A process that joined the tree and is older than the last sample brings a past that is not this interval's.
-    since = (time.clock_gettime(time.CLOCK_BOOTTIME) - seconds) * procfs.TICKS_PER_SECOND - 2
+    since = _since(seconds)
     own = reaped = 0
     gone = 0
     for pid, (start, cpu, waited_for) in was.spent.items():

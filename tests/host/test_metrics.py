@@ -15,6 +15,7 @@ import pytest
 
 from fleetctl.host import metrics, procfs
 from fleetctl.host.metrics import LocalResourceManager, ProcReader, PsutilReader, Reader, Row
+from fleetctl.host.schedstat import SchedReader, Times
 from fleetctl.models import ProcessRef, Usage
 
 SPIN = "while True: pass"
@@ -101,6 +102,85 @@ def test_a_spinning_process_reads_what_the_kernel_says_and_nothing_at_first(read
         assert not usage.stopped
 
 
+def test_on_a_busy_machine_a_spinning_process_wants_all_of_a_core() -> None:
+    """It gets a part of one only: what it waits for is demand too."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as stack, contextlib.closing(LocalResourceManager()) as manager:
+        processes = [stack.enter_context(running(SPIN)) for _ in range(3 * cores)]
+        agents = {str(number): process for number, process in enumerate(processes)}
+        manager.sample(agents)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 1.0)
+        found = list(manager.sample(agents).values())
+        used = [usage.cpu_percent or 0.0 for usage in found]
+        wanted = [usage.demand_percent or 0.0 for usage in found]
+        assert sum(used) / len(used) < 60
+        assert sum(wanted) / len(wanted) >= 95
+        assert all(90 <= (usage.hottest_percent or 0.0) <= 100 for usage in found)
+
+
+def test_the_busiest_thread_is_told_apart_from_the_sum() -> None:
+    code = """
+import threading, time
+def work(share):
+    while True:
+        end = time.thread_time() + 0.01 * share
+        while time.thread_time() < end: pass
+        time.sleep(0.01 * (1 - share))
+threading.Thread(target=work, args=(0.6,)).start()
+work(0.2)
+"""
+    with running(code) as process, contextlib.closing(LocalResourceManager()) as manager:
+        wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 2)
+        manager.sample({"a": process})
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 0.6)
+        usage = manager.sample({"a": process})["a"]
+        assert usage.hottest_percent is not None
+        assert usage.demand_percent is not None
+        assert 20 < usage.hottest_percent < usage.demand_percent
+
+
+def test_threads_of_processes_that_did_nothing_are_not_read_again() -> None:
+    class Counting(SchedReader):
+        asked = 0
+
+        def read(self, pid: int, threads: int) -> Mapping[int, Times] | None:
+            self.asked += 1
+            return super().read(pid, threads)
+
+    counting = Counting()
+    with running(IDLE) as process, contextlib.closing(LocalResourceManager(ProcReader(), counting)) as manager:
+        wait_until(lambda: reference_state(process.pid) == "S")
+        manager.sample({"a": process})
+        for _ in range(3):
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() > began + metrics.SHORTEST_SECONDS)  # noqa: B023 - called at once
+            assert manager.sample({"a": process})["a"].demand_percent is not None
+        assert counting.asked <= 2  # the first look may have come before its start was over
+
+
+def test_without_times_of_threads_only_cpu_time_is_told() -> None:
+    silent = SchedReader()
+    silent.available = False
+    with running(SPIN) as process, contextlib.closing(LocalResourceManager(ProcReader(), silent)) as manager:
+        manager.sample({"a": process})
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 0.2)
+        usage = manager.sample({"a": process})["a"]
+        assert usage.cpu_percent is not None
+        assert (usage.demand_percent, usage.hottest_percent) == (None, None)
+
+
+def test_the_machine_has_cores_and_memory() -> None:
+    with contextlib.closing(LocalResourceManager()) as manager:
+        assert manager.host_usage().cpu_percent is None
+        found = manager.host_usage()
+        assert 1 <= found.cores <= (os.cpu_count() or 1)
+        assert 0 < found.memory_available_bytes <= found.memory_total_bytes
+        assert found.pressure_percent is None or 0 <= found.pressure_percent <= 100
+
+
 def test_children_that_came_and_went_are_counted(reader: Reader) -> None:
     manager = LocalResourceManager(reader)
     with running(SHORT_LIVED) as process:
@@ -130,9 +210,18 @@ def test_a_suspended_agent_is_stopped_and_uses_nothing(reader: Reader) -> None:
         wait_until(lambda: time.monotonic() > began + 0.25)
         first = manager.sample({"a": process})["a"]
         wait_until(lambda: time.monotonic() > began + 0.5)
-        assert manager.sample({"a": process})["a"] == Usage(
-            cpu_percent=0.0, memory_bytes=first.memory_bytes, processes=1, stopped=True, frozen=True
+        last = manager.sample({"a": process})["a"]
+        assert last == Usage(
+            cpu_percent=0.0,
+            memory_bytes=first.memory_bytes,
+            processes=1,
+            stopped=True,
+            frozen=True,
+            demand_percent=last.demand_percent,
+            hottest_percent=last.hottest_percent,
         )
+        assert not last.demand_percent
+        assert not last.hottest_percent
         os.kill(process.pid, signal.SIGCONT)
         wait_until(lambda: not manager.sample({"a": process})["a"].stopped)
 
