@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover, with_acquired
 from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339
-from fleetctl.errors import ConfigError, NotFound, UsageError
+from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas
 from fleetctl.host import logread, procfs
 from fleetctl.host.clock import SystemClock
@@ -28,6 +28,7 @@ from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Usage, t
 log = logging.getLogger(__name__)
 
 _FOLLOWER_EVENTS = 1000
+_DISK_RETRY_SECONDS = 1.0
 
 
 class Control:
@@ -43,8 +44,7 @@ class Control:
         self._started = self._clock.monotonic()
         self._strays: list[Found] = []
         self._changed = asyncio.Event()
-        self.downed = asyncio.Event()
-        """Set when nothing is left of a fleet that was taken down."""
+        self._downed = asyncio.Event()  # nothing is left of a fleet that was taken down
         self._followers: set[asyncio.Queue[Json | None]] = set()
         # One change at a time: each builds on the fleets and wishes it finds, and waits for the disk in between.
         self._changing = asyncio.Lock()
@@ -117,7 +117,18 @@ class Control:
             self.shutdown("keep")
 
     async def remove_downed(self) -> None:
-        """Let go of fleets that were taken down and of which nothing is left."""
+        """Let go of fleets that were taken down once nothing is left of them; for ever."""
+        while True:
+            await self._downed.wait()
+            self._downed.clear()
+            try:
+                await self._remove_downed()
+            except StateDirectoryError as error:
+                log.error("%s", error)
+                await asyncio.sleep(_DISK_RETRY_SECONDS)
+                self._downed.set()
+
+    async def _remove_downed(self) -> None:
         async with self._changing:
             for name, fleet in list(self.fleets.items()):
                 if fleet.wish.down and fleet.supervisor.empty:
@@ -146,21 +157,13 @@ class Control:
     def shutting_down(self) -> bool:
         return self._shutdown.done()
 
-    def agents(self) -> list[Agent]:
-        return [agent for fleet in self.fleets.values() for agent in fleet.agents]
-
-    def warm_instances(self) -> frozenset[str]:
-        return frozenset(agent.id for fleet in self.fleets.values() for agent in fleet.warm_instances)
-
-    def measured(self, usage: Mapping[str, Usage], suspended: Collection[str]) -> None:
-        """What was measured, and which agents had been suspended before that."""
+    def measured(self, usage: Mapping[str, Usage]) -> None:
         self.usage = usage
-        for fleet in self.fleets.values():
-            waiting = [agent.id for agent in fleet.warm_instances if agent.id in suspended]
-            woken = [agent_id for agent_id in waiting if (seen := usage.get(agent_id)) and not seen.frozen]
-            if woken:
-                fleet.supervisor.woken(woken)
         self._announce()
+
+    def directory_lost(self) -> None:
+        log.critical("the state directory was removed or replaced; the daemon ends before a second one fights with it, the agents run on")
+        self.shutdown("keep")
 
     # -- what others are told
 
@@ -168,7 +171,7 @@ class Control:
         self._changed.set()
         self._changed = asyncio.Event()
         if any(fleet.wish.down and fleet.supervisor.empty for fleet in self.fleets.values()):
-            self.downed.set()
+            self._downed.set()
 
     def _note(self, text: str) -> None:
         log.warning("%s", text)

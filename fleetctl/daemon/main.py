@@ -17,6 +17,7 @@ from fleetctl.daemon.control import Control
 from fleetctl.daemon.rounds import Rounds
 from fleetctl.daemon.server import ControlServer
 from fleetctl.errors import FleetctlError
+from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.host.paths import Paths
 from fleetctl.host.process import LocalLifecycleManager, become_subreaper
 from fleetctl.host.state import DirectoryLock, LocalStateManager
@@ -65,7 +66,8 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
     await control.restore(records)
     server = ControlServer(control, paths.socket)
     await server.start()
-    rounds = asyncio.create_task(Rounds(control, lock).run())
+    rounds = Rounds(control, LocalResourceManager(), paths=paths, lock=lock, more=(control.remove_downed,))
+    making_rounds = asyncio.create_task(rounds.run())
     try:
         stop = asyncio.Event()
         _on_signals(control, stop, background=background)
@@ -80,7 +82,8 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
             for task in (draining, enough):
                 task.cancel()
     finally:
-        rounds.cancel()
+        making_rounds.cancel()
+        rounds.close()
         await server.stop()
         await control.close()
         await state.close()

@@ -1,48 +1,83 @@
-"""What the daemon does by the clock: measure the agents, cut their logs, let go of fleets that are gone.
+"""What is done by the clock: measure the agents, cut their logs, and whatever else its owner adds.
 
-The work happens in one worker thread, so that a slow disk delays no exit and no request.
+The same for the daemon's fleets and for the one of a program that embeds it. The work happens in one worker thread, so that a slow
+disk delays no exit and no request.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from fleetctl.daemon.control import Control
-from fleetctl.errors import StateDirectoryError
+from fleetctl.fleet import Fleet
 from fleetctl.host import logfiles, rotation
 from fleetctl.host.metrics import LocalResourceManager
+from fleetctl.host.paths import Paths
+from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import DirectoryLock
 from fleetctl.models import Agent, LogSpec, ProcessRef, Usage
+from fleetctl.ports import LifecycleManager, ResourceManager
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 METRICS_INTERVAL_SECONDS = 5.0
 SOON_SECONDS = 1.0
-DISK_RETRY_SECONDS = 1.0
+
+
+class House(Protocol):
+    """Whose fleets are looked after."""
+
+    @property
+    def fleets(self) -> Mapping[str, Fleet]: ...
+
+    @property
+    def lifecycle(self) -> LifecycleManager: ...
+
+    def measured(self, usage: Mapping[str, Usage]) -> None:
+        """Take what the agents were just seen to use, by agent id."""
+        ...
+
+    async def wait_change(self, timeout: float) -> None:
+        """Return when anything about the agents changed, or after so many seconds."""
+        ...
+
+    def directory_lost(self) -> None:
+        """The state directory was removed or replaced."""
+        ...
 
 
 class Rounds:
-    """Create it in the running loop and `run` it as a task."""
+    """Create it in the running loop and `run` it as a task; `close` it behind that.
 
-    def __init__(self, control: Control, lock: DirectoryLock) -> None:
-        self._control, self._lock = control, lock
-        self._resources = LocalResourceManager()
-        self._rotator = rotation.Rotator(control.paths)
+    Without `resources` nothing is measured, without `paths` there are no logs to cut. `more`: further work that never ends.
+    """
+
+    def __init__(
+        self,
+        house: House,
+        resources: ResourceManager | None,
+        *,
+        paths: Paths | None = None,
+        lock: DirectoryLock | None = None,
+        more: Sequence[Callable[[], Awaitable[None]]] = (),
+    ) -> None:
+        self._house, self._resources, self._paths, self._lock = house, resources, paths, lock
+        self._works = [*([self._measure] if resources else []), *([self._cut_logs] if paths else []), *more]
+        self._rotator = rotation.Rotator(paths) if paths else None
         self._thread = ThreadPoolExecutor(1, "rounds")
         self._problems: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled. A round that breaks is reported and tried again: the agents are looked after without it."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for work in (self._measure, self._cut_logs, self._let_go):
-                    group.create_task(self._again_and_again(work))
-        finally:
-            self._thread.shutdown(wait=False)
-            self._resources.close()
+        async with asyncio.TaskGroup() as group:
+            for work in self._works:
+                group.create_task(self._again_and_again(work))
+
+    def close(self, *, wait: bool = False) -> None:
+        """Let go of the thread; with `wait`, return when it does nothing any more."""
+        self._thread.shutdown(wait=wait)
 
     async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -54,17 +89,28 @@ class Rounds:
 
     async def _measure(self) -> None:
         while True:
-            if not self._lock.is_ours():
-                log.critical(
-                    "the state directory was removed or replaced; the daemon ends before a second one fights with it, the agents run on"
-                )
-                self._control.shutdown("keep")
+            if self._lock is not None and not self._lock.is_ours():
+                self._house.directory_lost()
             leaders = self._leaders()
-            suspended = self._control.warm_instances()
-            usage = await self._in_thread(self._resources.sample, leaders)
-            self._control.lifecycle.remember(self._resources.trees)
-            self._control.measured(usage, suspended)
+            suspended = {agent.id for fleet in self._house.fleets.values() for agent in fleet.warm_instances}
+            usage = await self._sample(leaders)
+            for fleet in self._house.fleets.values():
+                waiting = [agent.id for agent in fleet.warm_instances if agent.id in suspended]
+                woken = [agent_id for agent_id in waiting if (seen := usage.get(agent_id)) and not seen.frozen]
+                if woken:
+                    fleet.supervisor.woken(woken)
+            self._house.measured(usage)
             await self._until_next_measurement(leaders, usage)
+
+    async def _sample(self, leaders: Mapping[str, ProcessRef]) -> Mapping[str, Usage]:
+        resources, lifecycle = self._resources, self._house.lifecycle
+        assert resources is not None
+        if not isinstance(resources, LocalResourceManager):
+            return resources.sample(leaders)  # a fake in fake time, say, where a thread never comes back in time
+        usage = await self._in_thread(resources.sample, leaders)
+        if isinstance(lifecycle, LocalLifecycleManager):
+            lifecycle.remember(resources.trees)
+        return usage
 
     async def _until_next_measurement(self, leaders: Mapping[str, ProcessRef], usage: Mapping[str, Usage]) -> None:
         """The interval, or a second where an agent is new: a percentage takes two looks, and people watch what they just started."""
@@ -74,13 +120,16 @@ class Rounds:
         clock = asyncio.get_running_loop().time
         due = clock() + METRICS_INTERVAL_SECONDS
         while (left := due - clock()) > 0:
-            await self._control.wait_change(left)
+            await self._house.wait_change(left)
             if self._leaders().items() - leaders.items():
                 await asyncio.sleep(min(SOON_SECONDS, max(0.0, due - clock())))
                 return
 
+    def _agents(self) -> list[Agent]:
+        return [agent for fleet in self._house.fleets.values() for agent in fleet.agents]
+
     def _leaders(self) -> dict[str, ProcessRef]:
-        return {agent.id: agent.process for agent in self._control.agents() if agent.process and not agent.leader_exit}
+        return {agent.id: agent.process for agent in self._agents() if agent.process and not agent.leader_exit}
 
     async def _cut_logs(self) -> None:
         """Each log as often as it needs: one that fills up fast sooner than the others."""
@@ -88,9 +137,9 @@ class Rounds:
         clock = asyncio.get_running_loop().time
         while True:
             now = clock()
-            agents = self._control.agents()
+            agents = self._agents()
             due = {agent.id: due.get(agent.id, now) for agent in agents}
-            specs = {name: fleet.spec.logs for name, fleet in self._control.fleets.items()}
+            specs = {name: fleet.spec.logs for name, fleet in self._house.fleets.items()}
             waiting = [agent for agent in agents if due[agent.id] <= now]
             for agent_id, wait in (await self._in_thread(self._rotate, waiting, specs)).items():
                 due[agent_id] = now + wait
@@ -98,6 +147,7 @@ class Rounds:
             await asyncio.sleep(min([rotation.LONGEST_WAIT_SECONDS, *(at - clock() for at in due.values())]))
 
     def _rotate(self, agents: Sequence[Agent], specs: Mapping[str, LogSpec]) -> dict[str, float]:
+        assert self._rotator is not None
         waits = {}
         for agent in agents:
             checked = self._rotator.rotate(agent.fleet, agent.id, specs[agent.fleet])
@@ -108,19 +158,10 @@ class Rounds:
         return waits
 
     def _enforce(self, specs: Mapping[str, LogSpec], alive: set[str]) -> None:
-        for name in logfiles.fleets(self._control.paths):  # those of fleets that are gone too, or they would stay for ever
+        assert self._rotator is not None
+        assert self._paths is not None
+        for name in logfiles.fleets(self._paths):  # those of fleets that are gone too, or they would stay for ever
             self._rotator.enforce_total(name, specs.get(name, LogSpec()), alive)
-
-    async def _let_go(self) -> None:
-        while True:
-            await self._control.downed.wait()
-            self._control.downed.clear()
-            try:
-                await self._control.remove_downed()
-            except StateDirectoryError as error:
-                log.error("%s", error)
-                await asyncio.sleep(DISK_RETRY_SECONDS)
-                self._control.downed.set()
 
     async def _in_thread(self, work: Callable[..., T], *values: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *values)
