@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from fleetctl.core import warmpool
 from fleetctl.core.orders import Mode, Wish
+from fleetctl.core.recover import recover
 from fleetctl.errors import FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
-from fleetctl.models import Agent, AgentState, Event, FleetSpec, Replace, ScalingDecision, SpawnResult
+from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Replace, ScalingDecision, SpawnResult
 from fleetctl.ports import Clock, LifecycleManager, StateManager
 from fleetctl.supervisor import Supervisor
 
@@ -258,6 +259,26 @@ class Fleet:
         await self._state.save(events=events, history=[(name, one) for one in decisions])
         for event in events:
             self._on_event(event)
+
+
+def recovered(
+    spec: FleetSpec, records: Sequence[Agent], trees: Sequence[Found], *, lifecycle: LifecycleManager, clock: Clock, boot_id: str
+) -> tuple[Agent, ...]:
+    """The fleet's table to go on with after its last keeper died: these records, and these process trees that were found alive."""
+    identities = {agent.id: lifecycle.identify(agent.process) for agent in records if agent.process}
+    recovery = recover(
+        records,
+        trees,
+        identities,
+        boot_id=boot_id,
+        now=clock.monotonic(),
+        wall=clock.time(),
+        drain_seconds=spec.graceful_drain.timeout_seconds,
+    )
+    for word, ids in (("adopted", recovery.adopted), ("ended meanwhile", recovery.ended), ("left over", recovery.strays)):
+        if ids:
+            log.info("%s: %s: %s", spec.name, word, ", ".join(ids))
+    return recovery.agents
 
 
 def check_replicas(spec: FleetSpec, replicas: int) -> None:

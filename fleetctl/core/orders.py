@@ -17,12 +17,16 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the user wants of one fleet. `down`: nothing of it shall remain; `down_now`: without time to finish."""
+    """What the user wants of one fleet. `down`: nothing of it shall remain; `down_now`: without time to finish.
+
+    `pool_alone`: the warm pool is held also where no replicas are wished for.
+    """
 
     spec: FleetSpec
     mode: Mode = Mode.RUN
     down: bool = False
     down_now: bool = False
+    pool_alone: bool = False
 
     @property
     def replicas(self) -> int:

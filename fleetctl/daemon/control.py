@@ -14,10 +14,10 @@ from typing import Any
 import fleetctl
 from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
-from fleetctl.core.recover import recover, with_acquired
+from fleetctl.core.recover import with_acquired
 from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
-from fleetctl.fleet import Fleet, check_replicas
+from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import logread, procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.paths import Paths
@@ -80,20 +80,7 @@ class Control:
             )
 
     def _recovered(self, spec: FleetSpec, records: Sequence[Agent], trees: Sequence[Found]) -> tuple[Agent, ...]:
-        identities = {agent.id: self.lifecycle.identify(agent.process) for agent in records if agent.process}
-        recovery = recover(
-            records,
-            trees,
-            identities,
-            boot_id=procfs.boot_id(),
-            now=self._clock.monotonic(),
-            wall=self._clock.time(),
-            drain_seconds=spec.graceful_drain.timeout_seconds,
-        )
-        for word, ids in (("adopted", recovery.adopted), ("ended meanwhile", recovery.ended), ("left over", recovery.strays)):
-            if ids:
-                log.info("%s: %s: %s", spec.name, word, ", ".join(ids))
-        return recovery.agents
+        return recovered(spec, records, trees, lifecycle=self.lifecycle, clock=self._clock, boot_id=procfs.boot_id())
 
     def _add(self, wish: Wish, agents: Iterable[Agent] = ()) -> Fleet:
         fleet = Fleet(

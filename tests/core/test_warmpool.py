@@ -120,6 +120,12 @@ FULL = [ONE, agent(1), agent(2), agent(3)]
             id="none where there are no replicas",
         ),
         pytest.param(
+            wish(3, 0, pool_alone=True), [agent(1), agent(2)], [("create", 0, "warm")], id="unless the pool is all there shall be"
+        ),
+        pytest.param(
+            wish(1, 0, pool_alone=True, down=True), [agent(1)], [("drain", 1, "the warm pool holds 0")], id="down is down all the same"
+        ),
+        pytest.param(
             wish(3, down=True), [ONE, agent(1)], [("drain", 0, "the fleet is taken down"), ("drain", 1, "the warm pool holds 0")], id="down"
         ),
         pytest.param(wish(3, 2), FULL, [("promote", 1)], id="scale up takes the oldest"),
