@@ -14,6 +14,8 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+# How fast a fleet may grow or shrink: "4 per 15 s", "100% per 15 s".
+RATE_PATTERN = r"^([1-9][0-9]{0,5})(%?) per ([0-9]{1,5}(?:\.[0-9]{1,3})?) ?s$"
 AGENT_ID_PATTERN = NAME_PATTERN.removesuffix("$") + "-[a-z0-9]{5}$"
 
 
@@ -102,6 +104,22 @@ class Probe:
     http: str | None = None
     tcp: str | None = None
     exec: tuple[str, ...] = ()
+
+
+class AutoscalingMode(StrEnum):
+    """Whether the autoscaler's decisions are carried out, or only told."""
+
+    ACT = "act"
+    RECOMMEND = "recommend"
+
+
+class FallbackBehavior(StrEnum):
+    """What the autoscaler wishes for when no metric has been readable for a while."""
+
+    STATIC = "static"
+    CURRENT = "current"
+    CURRENT_IF_HIGHER = "current-if-higher"
+    CURRENT_IF_LOWER = "current-if-lower"
 
 
 class OnTimeout(StrEnum):
@@ -246,6 +264,88 @@ class CheckpointsSpec:
     ] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLimitsSpec:
+    """`[fleet.resource_limits]`: what one agent is meant to use at most. Not enforced: it is what utilization is measured by."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    cpu_limit: Annotated[
+        float | None,
+        Setting(
+            doc="Cores for an agent: 100 % of its CPU utilization; without it one core is. Not enforced", gt=0, le=4096, supported=False
+        ),
+    ] = None
+    memory_limit_mb: Annotated[
+        float | None, Setting(doc="MiB for an agent: 100 % of its memory utilization. Not enforced", gt=0, le=1 << 30, supported=False)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscalingSpec:
+    """`[fleet.autoscaling]`: a number of agents that follows the load, between min_replicas and max_replicas."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    enabled: Annotated[
+        bool, Setting(doc="Let the load decide how many agents there are; `replicas` is only where that begins", supported=False)
+    ] = False
+    mode: Annotated[AutoscalingMode, Setting(doc="Carry decisions out, or only tell of them in `history`", supported=False)] = (
+        AutoscalingMode.ACT
+    )
+    use_cpu: Annotated[bool, Setting(doc="CPU utilization counts, aimed at target_cpu_utilization", supported=False)] = True
+    target_memory_utilization: Annotated[
+        float | None,
+        Setting(
+            doc="Memory utilization, in percent of resource_limits.memory_limit_mb, that scaling aims at", gt=0, le=100, supported=False
+        ),
+    ] = None
+    target_occupancy: Annotated[
+        float,
+        Setting(
+            doc="Slots in work and waiting for it, in percent, that scaling aims at, where agents report them",
+            gt=0,
+            le=100,
+            supported=False,
+        ),
+    ] = 70.0
+    target_pending: Annotated[
+        float | None,
+        Setting(doc="Requests waiting per agent that scaling aims at, where agents report them", gt=0, le=1e9, supported=False),
+    ] = None
+    metrics_interval_seconds: Annotated[
+        float, Setting(doc="Time between two measurements of the agents", ge=0.2, le=300, supported=False)
+    ] = 5.0
+    window_seconds: Annotated[
+        float,
+        Setting(
+            doc="CPU and memory are means over this time, and count of agents that were ready for it", ge=0.2, le=3600, supported=False
+        ),
+    ] = 15.0
+    scale_up_rates: Annotated[
+        tuple[str, ...],
+        Setting(doc='Growth at most like "4 per 15 s" or "100% per 15 s", whichever allows most; empty: any', supported=False),
+    ] = ("4 per 15 s", "100% per 15 s")
+    scale_down_rates: Annotated[
+        tuple[str, ...],
+        Setting(doc='Shrinkage at most like "1 per 60 s" or "10% per 60 s", whichever allows most; empty: any', supported=False),
+    ] = ()
+    min_available: Annotated[int, Setting(doc="Shrinking leaves at least so many agents ready", ge=0, le=100000, supported=False)] = 0
+    failure_threshold: Annotated[
+        int, Setting(doc="So many decisions without any metric, and `fallback` says what to do", ge=1, le=1000, supported=False)
+    ] = 3
+    fallback: Annotated[FallbackBehavior, Setting(doc="The size to wish for then, in relation to fallback_replicas", supported=False)] = (
+        FallbackBehavior.CURRENT
+    )
+    fallback_replicas: Annotated[int, Setting(doc="Agents for `fallback`", ge=0, le=100000, supported=False)] = 1
+    idle_seconds: Annotated[
+        float | None,
+        Setting(
+            doc="With min_replicas = 0: without any work for this long, no agent is kept; the first request brings one back",
+            gt=0,
+            supported=False,
+        ),
+    ] = None
+
+
 @lru_cache(maxsize=256)  # asked for at every look of every fleet
 def _process_hash(
     command: tuple[str, ...],
@@ -280,9 +380,11 @@ class FleetSpec:
     target_cpu_utilization: Annotated[
         float, Setting(doc="CPU utilization, in percent, that scaling aims at", gt=0, le=90, supported=False)
     ] = 70.0
-    scale_up_stabilization_seconds: Annotated[float, Setting(doc="Least time between two growths", ge=0, supported=False)] = 60.0
-    scale_down_stabilization_seconds: Annotated[float, Setting(doc="Calm needed before shrinking", ge=0, supported=False)] = 300.0
-    autoscaling_interval_seconds: Annotated[float, Setting(doc="Time between two scaling decisions", gt=0, supported=False)] = 30.0
+    scale_up_stabilization_seconds: Annotated[float, Setting(doc="Least time between two growths", ge=0, le=86400, supported=False)] = 60.0
+    scale_down_stabilization_seconds: Annotated[float, Setting(doc="Calm needed before shrinking", ge=0, le=86400, supported=False)] = 300.0
+    autoscaling_interval_seconds: Annotated[float, Setting(doc="Time between two scaling decisions", gt=0, le=86400, supported=False)] = (
+        30.0
+    )
     stop_signal: Annotated[str, Setting(doc="Signal that asks an agent to stop", pattern=r"^(SIG)?[A-Z0-9]+$")] = "TERM"
     port_base: Annotated[
         int | None, Setting(doc="An agent's PORT, and {port} in its command, is this plus its slot", ge=1, le=65535, supported=False)
@@ -304,6 +406,8 @@ class FleetSpec:
     warm_pool: WarmPoolSpec = WarmPoolSpec()
     graceful_drain: GracefulDrainSpec = GracefulDrainSpec()
     checkpoints: CheckpointsSpec = CheckpointsSpec()
+    resource_limits: ResourceLimitsSpec = ResourceLimitsSpec()
+    autoscaling: AutoscalingSpec = AutoscalingSpec()
 
     @property
     def process_hash(self) -> str:
@@ -483,6 +587,85 @@ class ScalingDecision:
     reason: str
     at: float = 0.0
     cause: str = "manual"
+
+
+class CheckpointKind(StrEnum):
+    """What an agent's checkpoint is: files it keeps, only the token it goes on from, or what a command wrote."""
+
+    FILES = "files"
+    TOKEN = "token"
+    COMMAND = "command"
+
+
+class Saving(StrEnum):
+    """What is to be saved of an agent before it is asked to stop: nothing, what it keeps as it is, or what it writes when asked to."""
+
+    NO = "no"
+    COPY = "copy"
+    ASK = "ask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedFile:
+    """A file of a checkpoint. `path`: below the checkpoint's folder; `mode`: the permission bits it had."""
+
+    path: str
+    size: int
+    sha256: str
+    mode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedFolder:
+    path: str
+    mode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedLink:
+    """A symbolic link that stays inside its folder."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What was saved of one agent, whole. `created_at`: Unix time in seconds; `notes`: what is not in it as it was.
+
+    Paths begin with `state/`, what was in its STATE_DIRECTORY, or `written/`, what it or a command wrote for the checkpoint.
+    """
+
+    id: str
+    fleet: str
+    agent_id: str
+    slot: int
+    spec_hash: str
+    created_at: float
+    reason: str
+    kind: CheckpointKind
+    resume_token: str = ""
+    files: tuple[SavedFile, ...] = ()
+    folders: tuple[SavedFolder, ...] = ()
+    links: tuple[SavedLink, ...] = ()
+    notes: tuple[str, ...] = ()
+    keep_seconds: float = 0.0
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What came of saving an agent's state. `checkpoint` None: there was nothing to save; `complete`: all worth keeping is in it.
+
+    `problem`: why something is not.
+    """
+
+    checkpoint: Checkpoint | None
+    complete: bool = True
+    problem: str = ""
 
 
 def to_json(value: Any) -> Any:  # Any: a dataclass in, JSON values out

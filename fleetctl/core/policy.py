@@ -1,26 +1,18 @@
 """What the scaling rule is told: the policy, once, and the fleet as it is, each time."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from math import ceil, floor
 
-from fleetctl.core.demand import Reading, Target, cpu
+from fleetctl.core.demand import Reading, Target, cpu, memory, occupancy, pending
 from fleetctl.errors import ConfigError
-
-
-class Behavior(StrEnum):
-    """What to wish for when no metric has been readable for a while."""
-
-    STATIC = "static"
-    CURRENT = "current"
-    CURRENT_IF_HIGHER = "current-if-higher"
-    CURRENT_IF_LOWER = "current-if-lower"
+from fleetctl.models import RATE_PATTERN, AutoscalingMode, FallbackBehavior, FleetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fallback:
-    behavior: Behavior = Behavior.CURRENT
+    behavior: FallbackBehavior = FallbackBehavior.CURRENT
     replicas: int = 0
 
 
@@ -72,6 +64,48 @@ class Policy:
             raise ConfigError(f"min_replicas {self.min_replicas} and max_replicas {self.max_replicas}: 0 <= min <= max must hold")
         if not self.targets:
             raise ConfigError("autoscaling needs at least one metric with a target")
+
+
+def parse_rate(text: str) -> Rate:
+    """`4 per 15 s` or `100% per 15 s`."""
+    found = re.fullmatch(RATE_PATTERN, text)
+    if not found:
+        raise ConfigError(f'{text!r} is no rate: write it like "4 per 15 s" or "100% per 15 s"')
+    return Rate(value=int(found[1]), percent=bool(found[2]), period_seconds=float(found[3]))
+
+
+def policy_of(spec: FleetSpec) -> Policy:
+    """What the rule is told of a fleet with these settings."""
+    wanted = spec.autoscaling
+    return Policy(
+        min_replicas=spec.min_replicas,
+        max_replicas=spec.max_replicas,
+        targets=tuple(targets_of(spec)),
+        scale_up_stabilization_seconds=spec.scale_up_stabilization_seconds,
+        scale_down_stabilization_seconds=spec.scale_down_stabilization_seconds,
+        autoscaling_interval_seconds=spec.autoscaling_interval_seconds,
+        metrics_interval_seconds=wanted.metrics_interval_seconds,
+        window_seconds=wanted.window_seconds,
+        up_rates=tuple(parse_rate(rate) for rate in wanted.scale_up_rates),
+        down_rates=tuple(parse_rate(rate) for rate in wanted.scale_down_rates),
+        min_available=wanted.min_available,
+        failure_threshold=wanted.failure_threshold,
+        fallback=Fallback(behavior=wanted.fallback, replicas=wanted.fallback_replicas),
+        recommend=wanted.mode is AutoscalingMode.RECOMMEND,
+    )
+
+
+def targets_of(spec: FleetSpec) -> Iterable[Target]:
+    """The metrics that count, with what they should be per agent."""
+    wanted = spec.autoscaling
+    if wanted.use_cpu:
+        yield cpu(spec.target_cpu_utilization)
+    if wanted.target_memory_utilization is not None:
+        yield memory(wanted.target_memory_utilization)
+    # Only agents that speak the contract report it.
+    yield occupancy(wanted.target_occupancy, optional=True)
+    if wanted.target_pending is not None:
+        yield pending(wanted.target_pending)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from fleetctl.core.demand import Proposal, propose
 from fleetctl.core.memory import Growth, Memory, not_after
-from fleetctl.core.policy import Behavior, Host, Observation, Policy, Rate
-from fleetctl.models import ScalingDecision, to_json
+from fleetctl.core.policy import Host, Observation, Policy, Rate
+from fleetctl.models import FallbackBehavior, ScalingDecision, to_json
 
 HOST_OVERCOMMIT = 1.25
 PRESSURE_PERCENT = 10.0
@@ -209,12 +209,12 @@ def _fallen_back(policy: Policy, seen: Observation, memory: Memory, failed: Sequ
     """Without any metric: hold, and after enough ticks what the policy says."""
     reason = "; ".join(one.reason for one in failed)
     rule = policy.fallback
-    if memory.failed_ticks < policy.failure_threshold or rule.behavior is Behavior.CURRENT:
+    if memory.failed_ticks < policy.failure_threshold or rule.behavior is FallbackBehavior.CURRENT:
         return _Wish(replicas=seen.replicas, reason=reason, limits=(Limit(kind="hold", text="no metric is available"),))
     wanted = {
-        Behavior.STATIC: rule.replicas,
-        Behavior.CURRENT_IF_HIGHER: max(seen.replicas, rule.replicas),
-        Behavior.CURRENT_IF_LOWER: min(seen.replicas, rule.replicas),
+        FallbackBehavior.STATIC: rule.replicas,
+        FallbackBehavior.CURRENT_IF_HIGHER: max(seen.replicas, rule.replicas),
+        FallbackBehavior.CURRENT_IF_LOWER: min(seen.replicas, rule.replicas),
     }[rule.behavior]
     return _Wish(replicas=wanted, reason=f"{reason}; fallback {rule.behavior.value} {rule.replicas}")
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from fleetctl.core.demand import Reading, Sample, Target, cpu, custom, memory, occupancy, occupancy_percent, pending, propose, read
 from fleetctl.core.memory import Memory, started
-from fleetctl.core.policy import Behavior, Fallback, Host, Observation, Policy, Rate
+from fleetctl.core.policy import Fallback, Host, Observation, Policy, Rate
 from fleetctl.core.scaling import Evaluation, evaluate
 from fleetctl.errors import ConfigError
+from fleetctl.models import FallbackBehavior
 
 SAMPLE, TICK, DOWN = 5.0, 30.0, 300.0
 # Wide enough that a doubled down window ends, and the rest after it shows.
@@ -201,16 +202,16 @@ def test_a_failed_metric_stops_shrinking_but_not_growing() -> None:
 @pytest.mark.parametrize(
     ("behavior", "replicas", "expected"),
     [
-        (Behavior.CURRENT, 9, 5),
-        (Behavior.STATIC, 9, 9),
-        (Behavior.STATIC, 2, 2),
-        (Behavior.CURRENT_IF_HIGHER, 9, 9),
-        (Behavior.CURRENT_IF_HIGHER, 2, 5),
-        (Behavior.CURRENT_IF_LOWER, 2, 2),
-        (Behavior.CURRENT_IF_LOWER, 9, 5),
+        (FallbackBehavior.CURRENT, 9, 5),
+        (FallbackBehavior.STATIC, 9, 9),
+        (FallbackBehavior.STATIC, 2, 2),
+        (FallbackBehavior.CURRENT_IF_HIGHER, 9, 9),
+        (FallbackBehavior.CURRENT_IF_HIGHER, 2, 5),
+        (FallbackBehavior.CURRENT_IF_LOWER, 2, 2),
+        (FallbackBehavior.CURRENT_IF_LOWER, 9, 5),
     ],
 )
-def test_fallback_after_enough_failed_ticks(behavior: Behavior, replicas: int, expected: int) -> None:
+def test_fallback_after_enough_failed_ticks(behavior: FallbackBehavior, replicas: int, expected: int) -> None:
     policy, memory = Policy(fallback=Fallback(behavior=behavior, replicas=replicas)), Memory()
     for tick in range(12):
         found, memory = evaluate(policy, Observation(now=tick * TICK, replicas=5, readings={}), memory)

@@ -1,0 +1,155 @@
+"""From what was measured of the agents to what the scaling rule is told: values per agent, the fleet as it is, what the host carries."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+
+from fleetctl.core.contract import Report
+from fleetctl.core.demand import Reading, Sample, occupancy_percent, read
+from fleetctl.core.policy import Host, Observation, Policy
+from fleetctl.models import Agent, AgentState, HostUsage, Replace, ResourceLimitsSpec, Usage
+
+MIB = 1024 * 1024
+# From here on CPU time says what an agent got, and nothing of what it wanted.
+SATURATED_PERCENT = 95.0
+# An agent below this much of its limit says little about what a busy one takes.
+BUSY_PERCENT = 50.0
+RESERVED_SHARE = 0.05
+# A part of the agents that failed is theirs to explain; this part is the fleet's.
+FAILED_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one measurement said of one agent, in percent of its limits, None where unknown. `seconds`: the time it covers."""
+
+    at: float
+    seconds: float
+    cpu: float | None = None
+    memory: float | None = None
+    cores: float | None = None
+    memory_bytes: int = 0
+
+
+def look(usage: Usage, limits: ResourceLimitsSpec, *, at: float, seconds: float, host: HostUsage | None) -> Look:
+    cores = usage.cpu_percent if usage.demand_percent is None else usage.demand_percent
+    if usage.demand_percent is None and host is not None and (host.cpu_percent or 0.0) >= SATURATED_PERCENT:
+        cores = None
+    limit = limits.memory_limit_mb
+    return Look(
+        at=at,
+        seconds=seconds,
+        cpu=None if cores is None or usage.stopped else _cpu(cores, usage.hottest_percent or 0.0, limits.cpu_limit or 1.0),
+        memory=None if limit is None else 100.0 * usage.memory_bytes / (limit * MIB),
+        cores=None if cores is None else cores / 100.0,
+        memory_bytes=usage.memory_bytes,
+    )
+
+
+def _cpu(tree: float, hottest: float, limit: float) -> float:
+    """Percent of the effective limit: an agent with one thread can use one core, however many it may."""
+    return max(tree / limit, hottest / min(1.0, limit))
+
+
+def mean(looks: Sequence[Look], name: str) -> float | None:
+    """Of the values of these looks, each for as long as it covers."""
+    known = [(value, one.seconds) for one in looks if (value := getattr(one, name)) is not None]
+    total = sum(seconds for _, seconds in known)
+    return sum(value * seconds for value, seconds in known) / total if total > 0 else None
+
+
+def sample(looks: Sequence[Look], report: Report | None, ready_at: float | None) -> Sample:
+    """The last values of one agent: means over the looks, and what it said of its work."""
+    values = {name: value for name in ("cpu", "memory") if (value := mean(looks, name)) is not None}
+    return Sample(at=looks[-1].at, ready_at=ready_at, values=values | (reported(report) if report else {}))
+
+
+def reported(report: Report) -> dict[str, float]:
+    """What an agent says of its work, and gauges of its own."""
+    values = {f"agents.{name}": value for name, value in report.metrics.items()}
+    if report.slots and report.active is not None:
+        # How long a request takes it does not say: what waits counts in full.
+        values["occupancy"] = occupancy_percent(report.active, report.pending or 0, report.slots, service_seconds=float("inf"))
+    if report.pending is not None:
+        values["pending"] = float(report.pending)
+    return values
+
+
+def readings(policy: Policy, samples: Iterable[Sample], *, now: float) -> dict[str, Reading]:
+    """Each metric over the agents; one that nobody has to report is left out where nobody does."""
+    every = list(samples)
+    found = read(policy.targets, every, now=now, window_seconds=policy.window_seconds)
+    silent = {one.metric for one in policy.targets if one.optional and not found[one.metric].replicas}
+    return {metric: reading for metric, reading in found.items() if metric not in silent}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """The agents of a fleet as the rule counts them. `working`: those whose values count."""
+
+    working: tuple[Agent, ...]
+    ready: int
+    starting: int
+    blocked: int
+    failed: int
+
+
+def count(replicas: int, agents: Iterable[Agent], *, wall: float) -> Counts:
+    """Neither the warm pool nor those on their way out count, whatever they do meanwhile."""
+    staying = [agent for agent in agents if not agent.leaving and not agent.pooled]
+    blocked = [agent for agent in staying if agent.blocked and agent.blocked_until is not None and agent.blocked_until > wall]
+    held = {agent.id for agent in blocked}
+    starting = sum(_starts(agent) for agent in staying if agent.id not in held)
+    return Counts(
+        working=tuple(agent for agent in staying if agent.id not in held),
+        ready=sum(agent.ready for agent in staying if agent.id not in held),
+        starting=starting + max(0, replicas - len(staying)),
+        blocked=min(len(blocked), replicas),
+        failed=sum(agent.state is AgentState.FAILED for agent in staying),
+    )
+
+
+def _starts(agent: Agent) -> bool:
+    return agent.state is AgentState.STARTING or (agent.state is AgentState.DRAINING and agent.replace is not Replace.NO)
+
+
+def host_limits(host: HostUsage | None, looks: Iterable[Look]) -> Host | None:
+    """What the machine carries, by what agents were seen to take."""
+    if host is None:
+        return None
+    seen = list(looks)
+    busy = [one.cores for one in seen if one.cores is not None and one.cpu is not None and one.cpu >= BUSY_PERCENT]
+    sizes = sorted(one.memory_bytes for one in seen if one.memory_bytes > 0)
+    pressure = host.pressure_percent
+    return Host(
+        cores=float(host.cores),
+        cores_per_busy_agent=sum(busy) / len(busy) if busy else None,
+        available_memory=float(host.memory_available_bytes),
+        reserved_memory=RESERVED_SHARE * host.memory_total_bytes,
+        memory_per_agent=float(sizes[ceil(0.95 * len(sizes)) - 1]) if sizes else None,
+        pressure_percent=pressure if pressure is not None and isfinite(pressure) else None,
+    )
+
+
+def observe(
+    replicas: int,
+    counts: Counts,
+    found: Mapping[str, Reading],
+    *,
+    now: float,
+    wall: float,
+    host: Host | None,
+    tick: bool = False,
+) -> Observation:
+    return Observation(
+        now=now,
+        replicas=replicas,
+        readings=found,
+        starting=min(counts.starting, replicas),
+        blocked=counts.blocked,
+        unavailable=max(0, replicas - counts.ready),
+        crash_looping=counts.failed > 0 and counts.failed >= FAILED_SHARE * replicas,
+        host=host,
+        at=wall,
+        tick=tick,
+    )
