@@ -7,8 +7,9 @@ validation and the README table are read from these definitions. Standard librar
 import hashlib
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
@@ -666,6 +667,44 @@ class Saved:
     checkpoint: Checkpoint | None
     complete: bool = True
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingMetrics:
+    """A fleet's size and load at one moment, as the specification has it. Utilizations in percent; NaN where nothing was measured."""
+
+    current_replicas: int
+    desired_replicas: int
+    avg_cpu_utilization: float
+    avg_memory_utilization: float
+    pending_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class WarmInstance:
+    """An instance of the warm pool, as the specification has it: an agent that waits, suspended."""
+
+    agent_id: str
+    created_at: datetime
+    state: AgentState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """The template of an agent, as the specification has it. Checked where it is used, by the rules of the settings of `fleet.toml`.
+
+    `agent_id`: the template's own name; each agent made from it has an id of its own. `trust_level`: "trusted" or "standard".
+    `resource_limits`: `cpu_limit` in cores, `memory_limit_mb`. `command`: program and arguments, without it the bundled demo agent;
+    `cwd`: where it runs, without it where the FleetManager was made.
+    """
+
+    agent_id: str = "template"
+    trust_level: str = "standard"
+    resource_limits: Mapping[str, float] = field(default_factory=dict)
+    tools: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    command: Sequence[str] | None = None
+    cwd: str | None = None
 
 
 def to_json(value: Any) -> Any:  # Any: a dataclass in, JSON values out
