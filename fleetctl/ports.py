@@ -6,7 +6,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from fleetctl.models import Agent, Event, Exit, FleetSpec, Identity, ProcessRef, ScalingDecision, Usage
+from fleetctl.models import Agent, Event, Exit, FleetSpec, Identity, Probe, ProcessRef, ScalingDecision, Usage
 
 
 class Clock(Protocol):
@@ -67,6 +67,14 @@ class LifecycleManager(Protocol):
 
     def discard(self, agent: Agent) -> None:
         """Remove what was made for an agent that will never run again, except its output and what it saved itself."""
+        ...
+
+
+class Prober(Protocol):
+    """Asks agents whether they work."""
+
+    async def check(self, probe: Probe, agent: Agent, spec: FleetSpec, *, timeout_seconds: float) -> str | None:
+        """None where the agent passed, else why it did not, in a few words. Cancelled, it leaves nothing behind."""
         ...
 
 

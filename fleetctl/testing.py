@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fleetctl.errors import SpawnFailed, StateDirectoryError
-from fleetctl.models import Agent, Event, Exit, FleetSpec, Found, Identity, ProcessRef, ScalingDecision, Usage
+from fleetctl.models import Agent, Event, Exit, FleetSpec, Found, Identity, Probe, ProcessRef, ScalingDecision, Usage
 
 T = TypeVar("T")
 
@@ -319,6 +319,29 @@ class FakeLifecycleManager:
         loop, on_exit = self._watched.get(process.ref, (None, None))
         if loop is not None and on_exit is not None and process.exit is not None:
             loop.call_soon(on_exit, process.exit)
+
+
+class FakeProber:
+    """`ports.Prober` that answers as it was told.
+
+    `answers`: by agent id, what comes next: None for passed, text for why not, or a number of seconds that the agent hangs; the last
+    one stays. Without an entry the agent passes. `asked` records when each agent was asked, and with what timeout.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.answers: dict[str, deque[str | float | None]] = {}
+        self.asked: list[tuple[float, str, Probe, float]] = []
+        self._clock = clock
+
+    async def check(self, probe: Probe, agent: Agent, spec: FleetSpec, *, timeout_seconds: float) -> str | None:
+        self.asked.append((self._clock.monotonic(), agent.id, probe, timeout_seconds))
+        answers = self.answers.get(agent.id)
+        answer = None if not answers else answers.popleft() if len(answers) > 1 else answers[0]
+        if not isinstance(answer, float):
+            await asyncio.sleep(0)
+            return answer
+        await asyncio.sleep(min(answer, timeout_seconds))
+        return None if answer < timeout_seconds else f"no answer in {timeout_seconds:g} s"
 
 
 class FakeStateManager:
