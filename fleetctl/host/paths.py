@@ -26,11 +26,13 @@ class Paths:
         self.database = f"{root}/fleetctl.db"
         self.run = f"{root}/run"
         self.socket = f"{root}/run/control.sock"
+        self.notify = f"{root}/run/notify.sock"
         self.locks = f"{root}/run/locks"
         self.claims = f"{root}/run/claims"
         self.fleets = f"{root}/fleets"
         self.logs = f"{root}/logs"
         self.agents = f"{root}/agents"
+        self.checkpoints = f"{root}/checkpoints"
         self.daemon_log = f"{root}/daemon.log"
 
     def agent_lock(self, agent_id: str) -> str:
@@ -44,6 +46,10 @@ class Paths:
 
     def agent_state(self, agent_id: str) -> str:
         return f"{self.agents}/{agent_id}"
+
+    def agent_checkpoint(self, agent_id: str) -> str:
+        """Where the agent, or a command for it, writes what is to be saved beside its state."""
+        return f"{self.agents}/{agent_id}.checkpoint"
 
     def wish(self, fleet: str) -> str:
         return f"{self.fleets}/{fleet}.json"

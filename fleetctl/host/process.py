@@ -19,7 +19,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
 from fleetctl.host import environment, logs, pidfd, procfs
@@ -34,6 +34,7 @@ _STATUS_TRIES, _STATUS_RETRY_SECONDS = 20, 0.01
 _KILL_ROUNDS = 20
 _WATCH_RETRY_SECONDS = 1.0
 _ACKNOWLEDGE_TRIES, _ACKNOWLEDGE_SECONDS = 200, 0.002
+_REMEMBERED_OWNERS, _MOST_ANCESTORS = 16384, 64
 
 
 def become_subreaper() -> None:
@@ -59,9 +60,10 @@ class LocalLifecycleManager:
         self.paths = state_dir if isinstance(state_dir, Paths) else Paths(os.path.realpath(state_dir))
         self._umask, self._owns_all_children = umask, owns_all_children
         self._pidfds: dict[ProcessRef, int] = {}
-        self._spawned: set[ProcessRef] = set()
+        self._spawned: dict[ProcessRef, str] = {}  # the agent of each leader
         self._tokens: dict[tuple[int, int], str] = {}
         self._members: dict[str, frozenset[tuple[int, int]]] = {}
+        self._owners: dict[tuple[int, int], str] = {}
         self._orphans_come_to_us = owns_all_children and _is_subreaper()
         self._suspended: dict[str, list[procfs.Stat]] = {}
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -114,7 +116,7 @@ class LocalLifecycleManager:
             os.waitpid(child.pid, 0)
             raise SpawnFailed(f"{agent.id}: its process could not be identified right after its start, and was ended")
         process = ProcessRef(pid=child.pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
-        self._spawned.add(process)
+        self._spawned[process] = agent.id
         return process
 
     def check(self, spec: FleetSpec) -> None:
@@ -155,7 +157,7 @@ class LocalLifecycleManager:
 
     def release(self, process: ProcessRef) -> None:
         fd = self._pidfds.pop(process, None)
-        self._spawned.discard(process)
+        self._spawned.pop(process, None)
         if fd is not None:
             with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
                 os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
@@ -206,6 +208,43 @@ class LocalLifecycleManager:
         """Who was seen in which agent's tree, as (pid, start ticks): it stays there, whatever it makes of its session and environment."""
         for agent_id, members in trees.items():
             self._members[agent_id] = self._members.get(agent_id, frozenset()) | members
+
+    def owner(self, pid: int, agents: Callable[[], Iterable[Agent]]) -> str | None:
+        """The agent to whose tree a process belongs; None for a stranger. Raises OSError where we are out of descriptors.
+
+        A process that was asked for before costs one read of its /proc/PID/stat. `agents`: all there are, asked for only where needed;
+        those started a moment ago may be missing.
+        """
+        found = procfs.stat(pid)
+        if found is None:
+            return None
+        key = (found.pid, found.start_ticks)
+        if key not in self._owners:
+            owner = self._find_owner(found, list(agents()))
+            if owner is None:
+                return None
+            if len(self._owners) >= _REMEMBERED_OWNERS:
+                self._owners.clear()
+            self._owners[key] = owner
+        return self._owners[key]
+
+    def _find_owner(self, stat: procfs.Stat, agents: Sequence[Agent]) -> str | None:
+        """Descent tells first, and from the process upwards: a token can be copied by a sibling, a parent cannot be chosen."""
+        leaders = {agent.process: agent.id for agent in agents if agent.process}
+        at: procfs.Stat | None = stat
+        for _ in range(_MOST_ANCESTORS):
+            if at is None or at.pid == os.getpid():  # an agent may have started us: what is above us is of no agent of ours
+                break
+            session = at if at.pid == at.sid else procfs.stat(at.sid)
+            leader = _ref(session) if session else None
+            known = leader and (self._spawned.get(leader) or leaders.get(leader))
+            member = known or next((key for key, members in self._members.items() if (at.pid, at.start_ticks) in members), None)
+            if member:
+                return member
+            parent = procfs.stat(at.ppid)
+            at = parent if parent and parent.start_ticks <= at.start_ticks else None  # younger than its child: its pid was reused
+        token = self._token(stat)
+        return next((agent.id for agent in agents if token and agent.token == token), None)
 
     def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
         trees = self._trees(agents)
