@@ -68,6 +68,7 @@ class Supervisor:
         self._agents = {agent.id: agent for agent in agents}
         self._dirty: set[str] = set(self._agents)
         self._forgotten: set[str] = set()
+        self._discarding: list[Agent] = []  # forgotten, and to be tidied up after once that is on disk
         self._events: list[Event] = []
         self._unsaved: list[asyncio.Future[None]] = []  # who waits for the next write
         self._inbox: deque[Callable[[], None]] = deque()
@@ -200,7 +201,8 @@ class Supervisor:
                 await self._flush()
                 return
             await self._carry_out(actions)
-            self._publish()
+            if not self._dirty:
+                self._publish()
 
     def _owed_a_stop(self) -> list[Agent]:
         """One that is being suspended has to wait: a stop behind our CONT would leave it stopped."""
@@ -250,7 +252,8 @@ class Supervisor:
                     assert_never(action)
         starting = [self._about_to_start(agent) for agent in starting]
         await self._save_and_resume(self._owed_a_resume())
-        self._stop(self._owed_a_stop())
+        stopping = self._owed_a_stop()
+        self._stop(stopping)
         if killing:
             self._lifecycle.kill(killing)
         for number, agent in enumerate(starting, 1):
@@ -258,7 +261,12 @@ class Supervisor:
             if number % _SPAWNS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
         self._suspend(suspending)
-        await self._flush()
+        if stopping and not starting:
+            # Most end at once: that they were told is written with their end, or when the next look finds nothing else to do. A daemon
+            # that dies before asks again, as one that dies between the signal and its record always does.
+            await asyncio.sleep(0)
+        else:
+            await self._flush()
 
     def _become_ready(self, agent: Agent) -> None:
         ready = replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, note="")
@@ -718,7 +726,7 @@ class Supervisor:
         self._claims.pop(agent.id, None)
         self._passed.pop(agent.id, None)
         self._forgotten.add(agent.id)
-        self._lifecycle.discard(agent)
+        self._discarding.append(agent)
 
     def _mark_for_replacement(self, agent_ids: Sequence[str], how: Replace) -> None:
         for agent_id in agent_ids:
@@ -761,6 +769,9 @@ class Supervisor:
                 saved.set_result(None)
         for event in events:
             self._on_event(event)
+        discarding, self._discarding = self._discarding, []
+        for agent in discarding:
+            self._lifecycle.discard(agent)
 
     def _publish(self) -> None:
         table = tuple(sorted(self._agents.values(), key=lambda agent: (agent.slot, agent.created_at)))

@@ -47,6 +47,10 @@ class Checked(FakeLifecycleManager):
             assert self._state.agents[agent.id].state is S.DRAINING, "signalled before the decision was on disk"
         super().signal(agents, *numbers)
 
+    def discard(self, agent: Agent) -> None:
+        assert agent.id not in self._state.agents, "tidied up after before it was forgotten on disk"
+        super().discard(agent)
+
 
 class World:
     """A machine and a disk, and one daemon after the other: each has its own supervisor and lifecycle manager."""
@@ -288,6 +292,26 @@ async def test_scaling_down_ends_the_oldest_and_touches_no_other(world: World) -
     assert world.lifecycle.sent == [(oldest.id, TERM), (oldest.id, CONT)]
     assert world.lifecycle.discarded == [oldest.id]
     assert oldest.id not in world.state.agents
+
+
+@story()
+async def test_a_stop_is_written_before_and_with_its_outcome_and_not_in_between(world: World) -> None:
+    await world.ready()
+    attempts = world.state.attempts
+    world.ask(0)
+    await settled()
+    assert world.agents == ()
+    assert world.state.attempts == attempts + 2
+
+
+@story()
+async def test_that_an_agent_was_asked_to_stop_is_on_disk_while_it_takes_its_time(world: World) -> None:
+    world.lifecycle.ignore_stop = True
+    await world.ready()
+    world.ask(2)
+    await settled()
+    (leaving,) = [agent for agent in world.state.agents.values() if agent.state is S.DRAINING]
+    assert leaving.stop_sent
 
 
 @story()
