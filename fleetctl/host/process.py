@@ -58,7 +58,7 @@ class LocalLifecycleManager:
 
     def __init__(self, state_dir: Paths | str, *, umask: int = -1, owns_all_children: bool = False) -> None:
         self.paths = state_dir if isinstance(state_dir, Paths) else Paths(os.path.realpath(state_dir))
-        self._umask, self._owns_all_children = umask, owns_all_children
+        self.umask, self._owns_all_children = umask, owns_all_children
         self._pidfds: dict[ProcessRef, int] = {}
         self._spawned: dict[ProcessRef, str] = {}  # the agent of each leader
         self._tokens: dict[tuple[int, int], str] = {}
@@ -67,6 +67,7 @@ class LocalLifecycleManager:
         self._orphans_come_to_us = owns_all_children and _is_subreaper()
         self._suspended: dict[str, list[procfs.Stat]] = {}
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._helpers: set[int] = set()  # children that are no agents, such as probes: whoever started them reaps them
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
         state_directory = self.paths.agent_state(agent.id)
@@ -96,7 +97,7 @@ class LocalLifecycleManager:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    umask=self._umask,
+                    umask=self.umask,
                     pass_fds=(lock,),
                 )
         except OSError as error:
@@ -167,6 +168,18 @@ class LocalLifecycleManager:
         if self._owns_all_children:
             self.reap_orphans()
 
+    @contextlib.contextmanager
+    def helper(self, pid: int) -> Iterator[None]:
+        """While this lasts, a child is the caller's: no orphan to be reaped, and nothing that an agent may have left.
+
+        To be entered before the event loop runs again.
+        """
+        self._helpers.add(pid)
+        try:
+            yield
+        finally:
+            self._helpers.discard(pid)
+
     def reap_orphans(self) -> None:
         """Reap what was re-parented to us and ended; stops at the first of our leaders, which is reaped by `release`.
 
@@ -178,7 +191,7 @@ class LocalLifecycleManager:
                 result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if result is None or result.si_pid in leaders:
+            if result is None or result.si_pid in leaders or result.si_pid in self._helpers:
                 return
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(result.si_pid, os.WNOHANG)
@@ -202,7 +215,8 @@ class LocalLifecycleManager:
             return False
         leaders = {process.pid for process in self._spawned}
         children = procfs.children()
-        return children is not None and not any((found := procfs.stat(pid)) and found.alive for pid in children - leaders)
+        unexplained = None if children is None else children - leaders - self._helpers
+        return unexplained is not None and not any((found := procfs.stat(pid)) and found.alive for pid in unexplained)
 
     def remember(self, trees: Mapping[str, frozenset[tuple[int, int]]]) -> None:
         """Who was seen in which agent's tree, as (pid, start ticks): it stays there, whatever it makes of its session and environment."""
