@@ -632,7 +632,10 @@ class SpawnResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingDecision:
-    """What was decided about a fleet's size, and why; the four fields of the specification, when, and who asked."""
+    """What was decided about a fleet's size, and why; the four fields of the specification, when, and who asked.
+
+    `details`: how the autoscaler came to it, as JSON values.
+    """
 
     action: str
     target_replicas: int
@@ -640,6 +643,7 @@ class ScalingDecision:
     reason: str
     at: float = 0.0
     cause: str = "manual"
+    details: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON values
 
 
 class CheckpointKind(StrEnum):

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from fleetctl.models import Agent, Event, Exit, FleetSpec, Identity, Probe, ProcessRef, ScalingDecision, Usage
 
@@ -96,7 +96,17 @@ class StateManager(Protocol):
         """Write what is wished of a fleet; `down`: that it be taken down."""
         ...
 
-    async def forget_wish(self, name: str) -> None: ...
+    async def forget_wish(self, name: str) -> None:
+        """Forget what was wished of a fleet, and what its autoscaler remembers."""
+        ...
+
+    async def save_scaling(self, fleet: str, memory: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Write what a fleet's autoscaler has to remember, and append samples of load and size, each with its time `at`."""
+        ...
+
+    async def load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
+        """What `save_scaling` wrote last; None where there is nothing."""
+        ...
 
 
 class ResourceManager(Protocol):

@@ -6,6 +6,7 @@ event loop whose time is a `FakeClock`: nothing ever waits for real, and "until 
 """
 
 import asyncio
+import json
 import selectors
 import signal
 from collections import deque
@@ -356,6 +357,8 @@ class FakeStateManager:
         self.events: list[Event] = []
         self.history: list[tuple[str, ScalingDecision]] = []
         self.wishes: dict[str, tuple[FleetSpec, bool]] = {}
+        self.scaling: dict[str, str] = {}
+        self.samples: list[tuple[str, dict[str, Any]]] = []  # Any: JSON values
         self.attempts = 0
         self.fails: Callable[[int], bool] = lambda attempt: False
 
@@ -382,6 +385,18 @@ class FakeStateManager:
     async def forget_wish(self, name: str) -> None:
         async with _Write(self):
             self.wishes.pop(name, None)
+            self.scaling.pop(name, None)
+
+    async def save_scaling(self, fleet: str, memory: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
+        # Through JSON, as on disk: whoever changes his own later changes nothing here.
+        text, rows = json.dumps(memory), [(fleet, dict(one)) for one in samples]
+        async with _Write(self):
+            self.scaling[fleet] = text
+            self.samples += rows
+
+    async def load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
+        text = self.scaling.get(fleet)
+        return None if text is None else dict(json.loads(text))
 
 
 class _Write:

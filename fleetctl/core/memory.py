@@ -7,6 +7,9 @@ from typing import Any
 
 from fleetctl.models import to_json
 
+# The time of day is set now and then; a jump beyond this means another boot.
+_CLOCKS_AGREE_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
@@ -107,4 +110,31 @@ def not_after(memory: Memory, now: float) -> Memory:
         wishes=tuple((min(at, now), wish) for at, wish in memory.wishes),
         moves=tuple((min(at, now), delta) for at, delta in memory.moves),
         futile=tuple((metric, min(at, now)) for metric, at in memory.futile),
+    )
+
+
+def carried_over(memory: Memory, clock: float, at: float, *, now: float, wall: float) -> Memory:
+    """The memory that was written at this time of its clock and of the day, for use now, perhaps after a reboot that set the clock to 0.
+
+    By the time of day where the two disagree: over a reboot nothing else tells how long the machine was off.
+    """
+    away = max(0.0, wall - at)
+    shift = now - away - clock
+    return not_after(memory if now - clock >= 0 and abs(shift) < _CLOCKS_AGREE_SECONDS else _shifted(memory, shift), now)
+
+
+def _shifted(memory: Memory, seconds: float) -> Memory:
+    def moved(at: float | None) -> float | None:
+        return None if at is None else at + seconds
+
+    return replace(
+        memory,
+        tick_at=moved(memory.tick_at),
+        grown_at=moved(memory.grown_at),
+        changed_at=moved(memory.changed_at),
+        idle_since=moved(memory.idle_since),
+        shrunk_at=moved(memory.shrunk_at),
+        wishes=tuple((at + seconds, wish) for at, wish in memory.wishes),
+        moves=tuple((at + seconds, delta) for at, delta in memory.moves),
+        futile=tuple((metric, at + seconds) for metric, at in memory.futile),
     )

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEPT_EVENTS, KEPT_DECISIONS = 20_000, 20_000
+KEPT_SAMPLES = 500_000  # of all fleets: about 100 MB, two weeks of ten fleets at one each 30 s
 _PRUNE_EVERY = 1_000
 _LARGEST_WISH_BYTES = 16 * 1024 * 1024
 _LOCK_TRIES, _LOCK_RETRY_SECONDS = 20, 0.01
@@ -34,6 +35,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS agents (id TEXT PRIMARY KEY, fleet TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (id INTEGER PRIMARY KEY, at REAL NOT NULL, fleet TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, at REAL NOT NULL, fleet TEXT NOT NULL, data TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS samples (id INTEGER PRIMARY KEY, at REAL NOT NULL, fleet TEXT NOT NULL, data TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS scaling (fleet TEXT PRIMARY KEY, data TEXT NOT NULL);
 """
 
 
@@ -150,7 +153,7 @@ def _decoded(rows: Iterable[str]) -> list[Agent]:
 
 
 def _last(db: sqlite3.Connection, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
-    assert table in ("events", "history")
+    assert table in ("events", "history", "samples")
     where, values = ("WHERE fleet = ?", [fleet]) if fleet else ("", [])
     rows = db.execute(f"SELECT data FROM {table} {where} ORDER BY id DESC LIMIT ?", [*values, limit]).fetchall()
     return [json.loads(row[0]) for row in reversed(rows)]
@@ -191,10 +194,32 @@ class LocalStateManager:
         await self._run(lambda: _replace_file(self.paths.wish(spec.name), text))
 
     async def forget_wish(self, name: str) -> None:
-        await self._run(lambda: _remove_file(self.paths.wish(name)))
+        await self._run(lambda: self._forget_wish(name))
+
+    def _forget_wish(self, name: str) -> None:
+        # The file last: as long as it is there, all of this is tried again.
+        self._connected().execute("DELETE FROM scaling WHERE fleet = ?", (name,))
+        _remove_file(self.paths.wish(name))
+
+    async def save_scaling(self, fleet: str, memory: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
+        text, rows = json.dumps(memory), [(one["at"], fleet, json.dumps({**one, "fleet": fleet})) for one in samples]
+        await self._run(lambda: self._save_scaling(fleet, text, rows))
+
+    def _save_scaling(self, fleet: str, memory: str, samples: list[tuple[float, str, str]]) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT INTO scaling VALUES (?, ?) ON CONFLICT (fleet) DO UPDATE SET data = excluded.data", (fleet, memory))
+            db.executemany("INSERT INTO samples (at, fleet, data) VALUES (?, ?, ?)", samples)
+            self._prune(db, len(samples))
+
+    async def load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
+        return await self._run(lambda: self._load_scaling(fleet))
+
+    def _load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
+        row = self._connected().execute("SELECT data FROM scaling WHERE fleet = ?", (fleet,)).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
 
     async def last(self, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
-        """The last `limit` rows of "events" or "history", oldest first."""
+        """The last `limit` rows of "events", "history" or "samples", oldest first."""
         return await self._run(lambda: _last(self._connected(), table, fleet, limit))
 
     async def close(self) -> None:
@@ -252,9 +277,7 @@ class LocalStateManager:
         events: list[tuple[float, str, str]],
         history: list[tuple[float, str, str]],
     ) -> None:
-        db = self._connected()
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction() as db:
             db.executemany(
                 "INSERT INTO agents VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, data = excluded.data", rows
             )
@@ -262,14 +285,21 @@ class LocalStateManager:
             db.executemany("INSERT INTO events (at, fleet, data) VALUES (?, ?, ?)", events)
             db.executemany("INSERT INTO history (at, fleet, data) VALUES (?, ?, ?)", history)
             self._prune(db, len(events) + len(history))
+        self._rows.update({row[0]: (row[1], row[2]) for row in rows})
+        for (agent_id,) in gone:
+            self._rows.pop(agent_id, None)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._connected()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
             db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
-        self._rows.update({row[0]: (row[1], row[2]) for row in rows})
-        for (agent_id,) in gone:
-            self._rows.pop(agent_id, None)
 
     def _prune(self, db: sqlite3.Connection, added: int) -> None:
         self._since_prune += added
@@ -277,6 +307,7 @@ class LocalStateManager:
             self._since_prune = 0
             db.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (KEPT_EVENTS,))
             db.execute("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (KEPT_DECISIONS,))
+            db.execute("DELETE FROM samples WHERE id <= (SELECT max(id) FROM samples) - ?", (KEPT_SAMPLES,))
 
     def _set_aside(self, error: sqlite3.Error) -> None:
         """Put the damaged database out of the way, under a name that says when; the next use makes a new one of what we know."""

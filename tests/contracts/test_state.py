@@ -83,6 +83,9 @@ class Fake:
     def history(self) -> list[tuple[str, int]]:
         return [(fleet, one.target_replicas) for fleet, one in self.state.history]
 
+    def samples(self) -> list[tuple[str, int]]:
+        return [(fleet, one["replicas"]) for fleet, one in self.state.samples]
+
     def wishes(self) -> list[tuple[str, bool]]:
         return [(name, down) for name, (_, down) in self.state.wishes.items()]
 
@@ -121,6 +124,9 @@ class Real:
 
     def history(self) -> list[tuple[str, int]]:
         return [(one["fleet"], one["target_replicas"]) for one in read_log(self.paths, "history", None, 100)]
+
+    def samples(self) -> list[tuple[str, int]]:
+        return [(one["fleet"], one["replicas"]) for one in read_log(self.paths, "samples", None, 100)]
 
     def wishes(self) -> list[tuple[str, bool]]:
         return [(one["spec"]["name"], one["down"]) for one in read_wishes(self.paths)]
@@ -189,6 +195,26 @@ def test_wishes_are_kept_apart_and_forgotten(place: Place) -> None:
             await state.forget_wish("other")
             await state.forget_wish("other")
             assert place.wishes() == [("demo", True)]
+
+    asyncio.run(story())
+
+
+def test_what_an_autoscaler_remembers_is_kept_by_fleet_and_goes_with_it(place: Place) -> None:
+    async def story() -> None:
+        async with place.opened() as state:
+            assert await state.load_scaling("demo") is None
+            await state.save_scaling("demo", {"memory": {"wishes": [[1.5, 2]]}}, [{"at": 1.0, "replicas": 2}])
+            await state.save_scaling("other", {"memory": None})
+            await state.save_scaling("demo", {"memory": {"wishes": [[2.5, 3]]}}, [{"at": 2.0, "replicas": 3}])
+            with place.full_disk(), pytest.raises(StateDirectoryError):
+                await state.save_scaling("demo", {"memory": None}, [{"at": 3.0, "replicas": 4}])
+        async with place.opened() as state:
+            assert await state.load_scaling("demo") == {"memory": {"wishes": [[2.5, 3]]}}
+            assert place.samples() == [("demo", 2), ("demo", 3)]
+            await state.save_wish(SPEC, down=False)
+            await state.forget_wish("demo")
+            assert await state.load_scaling("demo") is None
+            assert await state.load_scaling("other") == {"memory": None}
 
     asyncio.run(story())
 
