@@ -11,7 +11,8 @@ from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover
 from fleetctl.errors import FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
 from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Replace, ScalingDecision, SpawnResult
-from fleetctl.ports import Clock, LifecycleManager, StateManager
+from fleetctl.ports import Clock, LifecycleManager, Prober, StateManager
+from fleetctl.probing import Probing
 from fleetctl.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Fleet:
         lifecycle_manager: LifecycleManager,
         state_manager: StateManager,
         clock: Clock,
+        prober: Prober | None = None,
         agents: Iterable[Agent] = (),
         on_change: Callable[[], None] = lambda: None,
         on_event: Callable[[Event], None] = lambda event: None,
@@ -47,6 +49,7 @@ class Fleet:
         self.warm_misses = 0
         self._grown: list[ScalingDecision] = []  # by acquisitions, and not on disk yet
         self._saver: asyncio.Task[None] | None = None
+        self._probing: Probing | None = None
         self.supervisor = Supervisor(
             wish,
             lifecycle=lifecycle_manager,
@@ -57,6 +60,8 @@ class Fleet:
             on_event=on_event,
             last_output=last_output,
         )
+        if prober is not None:
+            self._probing = Probing(prober, clock, self.supervisor.probed)
         self._task: asyncio.Task[None] | None = None
         # A change builds on the wish it finds: one at a time, or the disk and we keep different ones.
         self._changing = asyncio.Lock()
@@ -77,6 +82,7 @@ class Fleet:
 
     def start(self) -> asyncio.Task[None]:
         self._task = asyncio.create_task(self.supervisor.run(), name=f"fleet {self.spec.name}")
+        self._update_probing()
         return self._task
 
     async def close(self) -> None:
@@ -85,6 +91,8 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._probing is not None:
+            await self._probing.close()
 
     async def apply(self, spec: FleetSpec) -> bool:
         """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed."""
@@ -217,7 +225,12 @@ class Fleet:
     def _announce(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self._update_probing()
         self._on_change()
+
+    def _update_probing(self) -> None:
+        if self._probing is not None:
+            self._probing.update(self.spec, self.agents)
 
     async def _set(self, wish: Wish, cause: str) -> ScalingDecision | None:
         before = self.wish.replicas
@@ -225,6 +238,7 @@ class Fleet:
             await self._state.save_wish(wish.spec, down=wish.down)
             # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
             self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
+            self._update_probing()
             if self._grown or any(agent.wish_owed for agent in self.agents):
                 # What was acquired before counts no longer beyond this wish, not even after a kill.
                 self.supervisor.wish_saved(sys.maxsize)

@@ -152,25 +152,15 @@ class ReadinessSpec:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     settle_seconds: Annotated[float, Setting(doc="Alive this long means ready, where nothing below says more", ge=0, le=3600)] = 1.0
     notify: Annotated[bool, Setting(doc="Ready when the agent says READY=1 on its NOTIFY_SOCKET", supported=False)] = False
-    http: Annotated[
-        str | None, Setting(doc="Ready when this URL on loopback answers 2xx or 3xx; {port} is the agent's", supported=False)
-    ] = None
-    tcp: Annotated[
-        str | None, Setting(doc='Ready when this address takes connections, like "127.0.0.1:{port}" or "unix:/path"', supported=False)
-    ] = None
-    exec: Annotated[tuple[str, ...], Setting(doc="Ready when this command, run as the agent is, exits with 0", supported=False)] = ()
-    interval_seconds: Annotated[float, Setting(doc="Time between two probes once the agent is ready", ge=0.1, le=3600, supported=False)] = (
-        10.0
-    )
-    timeout_seconds: Annotated[float, Setting(doc="A probe that takes longer has failed", gt=0, le=600, supported=False)] = 1.0
-    failure_threshold: Annotated[
-        int, Setting(doc="So many failed probes in a row make a ready agent not ready", ge=1, le=1000, supported=False)
-    ] = 3
+    http: Annotated[str | None, Setting(doc="Ready when this URL on loopback answers 2xx or 3xx; {port} is the agent's")] = None
+    tcp: Annotated[str | None, Setting(doc='Ready when this address takes connections, like "127.0.0.1:{port}" or "unix:/path"')] = None
+    exec: Annotated[tuple[str, ...], Setting(doc="Ready when this command, run as the agent is, exits with 0")] = ()
+    interval_seconds: Annotated[float, Setting(doc="Time between two probes once the agent is ready", ge=0.1, le=3600)] = 10.0
+    timeout_seconds: Annotated[float, Setting(doc="A probe that takes longer has failed", gt=0, le=600)] = 1.0
+    failure_threshold: Annotated[int, Setting(doc="So many failed probes in a row make a ready agent not ready", ge=1, le=1000)] = 3
     start_timeout_seconds: Annotated[
         float,
-        Setting(
-            doc="With notify or a probe: not ready after this long is a failed start; 0 waits for ever", ge=0, le=86400, supported=False
-        ),
+        Setting(doc="With notify or a probe: not ready after this long is a failed start; 0 waits for ever", ge=0, le=86400),
     ] = 60.0
 
     @property
@@ -187,16 +177,12 @@ class LivenessSpec:
     """`[fleet.liveness]`: when a ready agent counts as stuck and is restarted. Off without a probe."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    http: Annotated[
-        str | None, Setting(doc="Alive while this URL on loopback answers 2xx or 3xx; {port} is the agent's", supported=False)
-    ] = None
-    tcp: Annotated[str | None, Setting(doc="Alive while this address takes connections", supported=False)] = None
-    exec: Annotated[tuple[str, ...], Setting(doc="Alive while this command, run as the agent is, exits with 0", supported=False)] = ()
-    interval_seconds: Annotated[float, Setting(doc="Time between two probes", ge=0.1, le=3600, supported=False)] = 10.0
-    timeout_seconds: Annotated[float, Setting(doc="A probe that takes longer has failed", gt=0, le=600, supported=False)] = 5.0
-    failure_threshold: Annotated[
-        int, Setting(doc="So many failed probes in a row are a failure of the agent", ge=1, le=1000, supported=False)
-    ] = 3
+    http: Annotated[str | None, Setting(doc="Alive while this URL on loopback answers 2xx or 3xx; {port} is the agent's")] = None
+    tcp: Annotated[str | None, Setting(doc="Alive while this address takes connections")] = None
+    exec: Annotated[tuple[str, ...], Setting(doc="Alive while this command, run as the agent is, exits with 0")] = ()
+    interval_seconds: Annotated[float, Setting(doc="Time between two probes", ge=0.1, le=3600)] = 10.0
+    timeout_seconds: Annotated[float, Setting(doc="A probe that takes longer has failed", gt=0, le=600)] = 5.0
+    failure_threshold: Annotated[int, Setting(doc="So many failed probes in a row are a failure of the agent", ge=1, le=1000)] = 3
 
     @property
     def probed(self) -> bool:

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from fleetctl.addresses import filled, parse, parse_url, placeholders
 from fleetctl.config.settings import ENVIRONMENT_NAME, RESERVED_PREFIX, SECRET_REFERENCE, keys_of, sections, setting, settings
 from fleetctl.config.toml_lines import KeyPath
 from fleetctl.models import FleetSpec
@@ -31,6 +32,7 @@ _LONGEST_TEXT = 131_071  # bytes; the kernel takes no longer argument or variabl
 _DEEPEST = 8
 # Stands for a value that JSON or the kernel cannot take: pydantic refuses it wherever it is put.
 _REFUSED = math.inf
+_SOCKET_PORT = re.compile(r"\{port:[^}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +270,24 @@ def _check_env_file(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("env_file",), ": must be a file's name")
 
 
+def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
+    has_port = values.get("port_base") is not None or bool(values.get("sockets"))
+    for section in ("readiness", "liveness"):
+        for key, read in (("http", parse_url), ("tcp", parse)):
+            text = find(values, (section, key))
+            if not isinstance(text, str):
+                continue
+            if "port" in placeholders(text) and not has_port:
+                yield Problem((section, key), ": {port} stands for nothing here; set port_base, or declare a socket")
+                continue
+            try:
+                read(_SOCKET_PORT.sub("1", filled(text, {"port": "1", "slot": "0"})))
+            except ValueError as error:
+                yield Problem((section, key), f": {error}")
+
+
 # Those of one setting say more than pydantic, so they come before it; those of several need sound values, and come after it.
-_RULES = (_check_command, _check_signal, _check_environment, _check_env_file)
+_RULES = (_check_command, _check_signal, _check_environment, _check_env_file, _check_probes)
 _RULES_OF_SEVERAL = (_check_replicas, _check_pairs)
 
 

@@ -21,6 +21,7 @@ from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import logread, procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.paths import Paths
+from fleetctl.host.probes import LocalProber, check_probes, end_leftover_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
 from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Usage, to_json
@@ -54,6 +55,7 @@ class Control:
 
     async def restore(self, records: Sequence[Agent]) -> None:
         """Bring back the fleets that are wished for, with every agent that still runs."""
+        end_leftover_probes(self.paths.root)
         found = self.lifecycle.find()
         for stored in read_wishes(self.paths):
             if stored["spec"].get("name") != stored["name"]:  # a copy somebody made: two of a name would fight over the agents
@@ -88,6 +90,7 @@ class Control:
             lifecycle_manager=self.lifecycle,
             state_manager=self.state,
             clock=self._clock,
+            prober=LocalProber(self.lifecycle),
             agents=agents,
             on_change=self._announce,
             on_event=self._tell,
@@ -269,6 +272,7 @@ class Control:
             wanted = replace(wanted, replicas=kept)
         check_replicas(wanted, wanted.replicas)
         self.lifecycle.check(wanted)
+        check_probes(wanted)
         actions = self._planned(known, wanted)
         failed = [agent.id for agent in known.agents if agent.state is AgentState.FAILED and not agent.leaving] if known else []
         if failed:
