@@ -5,12 +5,26 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from fleetctl.autoscaler import Autoscaler, decision_of, is_recommending
 from fleetctl.core import warmpool
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover
 from fleetctl.errors import FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
-from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Replace, ScalingDecision, SpawnResult
+from fleetctl.models import (
+    Agent,
+    AgentState,
+    AutoscalingMode,
+    Event,
+    FleetSpec,
+    Found,
+    HostUsage,
+    Replace,
+    ScalingDecision,
+    SpawnResult,
+    Usage,
+)
 from fleetctl.ports import Clock, LifecycleManager, Prober, StateManager
 from fleetctl.probing import Probing
 from fleetctl.supervisor import Supervisor
@@ -63,6 +77,8 @@ class Fleet:
         if prober is not None:
             self._probing = Probing(prober, clock, self.supervisor.probed)
         self._task: asyncio.Task[None] | None = None
+        self.autoscaler = Autoscaler(clock)
+        self._autoscaling: asyncio.Task[None] | None = None
         # A change builds on the wish it finds: one at a time, or the disk and we keep different ones.
         self._changing = asyncio.Lock()
         self._storing = asyncio.Lock()
@@ -82,12 +98,13 @@ class Fleet:
 
     def start(self) -> asyncio.Task[None]:
         self._task = asyncio.create_task(self.supervisor.run(), name=f"fleet {self.spec.name}")
+        self._autoscaling = asyncio.create_task(self._autoscale(), name=f"autoscaler of {self.spec.name}")
         self._update_probing()
         return self._task
 
     async def close(self) -> None:
         """Stop looking after the agents; touches none of them."""
-        tasks = [task for task in (self._task, self._saver) if task is not None]
+        tasks = [task for task in (self._task, self._saver, self._autoscaling) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -116,6 +133,67 @@ class Fleet:
         async with self._changing:
             pool = replace(self.spec.warm_pool, size=size, enabled=size > 0)
             await self._set(replace(self.wish, spec=replace(self.spec, warm_pool=pool)), "warm")
+
+    def observe(self, usage: Mapping[str, Usage], host: HostUsage | None = None) -> None:
+        """Take in one measurement of the agents, by their ids; the autoscaler decides by it, where it is on."""
+        if self.spec.autoscaling.enabled:
+            self.autoscaler.take(self.spec, self.agents, usage, host, {})
+
+    async def start_autoscaling(self, mode: AutoscalingMode = AutoscalingMode.ACT) -> None:
+        """From now on let the load decide how many agents there are, or only tell what it would decide."""
+        await self._set_autoscaling(enabled=True, mode=mode)
+
+    async def stop_autoscaling(self) -> None:
+        """Leave the fleet as large as it is."""
+        await self._set_autoscaling(enabled=False, mode=self.spec.autoscaling.mode)
+
+    def autoscaling_status(self) -> dict[str, Any]:
+        """Whether it is on, what it decided last and why, and when it decides again."""
+        return self.autoscaler.status(self.wish)
+
+    async def _set_autoscaling(self, *, enabled: bool, mode: AutoscalingMode) -> None:
+        async with self._changing:
+            wanted = replace(self.spec.autoscaling, enabled=enabled, mode=mode)
+            if wanted == self.spec.autoscaling:
+                return
+            await self._set(replace(self.wish, spec=replace(self.spec, autoscaling=wanted)), "manual")
+        text = f"autoscaling is on ({mode})" if enabled else "autoscaling is off"
+        event = Event(at=self._clock.time(), kind="fleet.autoscaling", fleet=self.spec.name, message=f"{self.spec.name}: {text}")
+        await self._state.save(events=[event])
+        self._on_event(event)
+
+    async def _autoscale(self) -> None:
+        """Decide at each measurement; a disk that is full or a mistake of ours leaves the fleet as large as it is."""
+        loaded = False
+        while True:
+            await self.autoscaler.wait_measured()
+            try:
+                if not loaded:
+                    self.autoscaler.restore(await self._state.load_scaling(self.spec.name))
+                    loaded = True
+                await self._decide()
+            except StateDirectoryError as error:
+                log.error("%s: %s", self.spec.name, error.message)
+            except Exception:
+                log.exception("%s: the autoscaler broke; it tries again at the next measurement", self.spec.name)
+
+    async def _decide(self) -> None:
+        async with self._changing:
+            wish = self.wish
+            if not wish.spec.autoscaling.enabled or wish.down or wish.mode is not Mode.RUN:
+                return
+            evaluation = self.autoscaler.evaluate(wish, self.agents)
+            if evaluation is not None and evaluation.acts:
+                spec = replace(wish.spec, replicas=evaluation.decision.target_replicas)
+                await self._set(replace(wish, spec=spec), "autoscaler", decision_of(evaluation))
+                self.autoscaler.carried_out(evaluation)
+            elif evaluation is not None and is_recommending(wish.spec) and self.autoscaler.recommends(evaluation):
+                await self._record([decision_of(evaluation, recommended=True)])
+        if (unsaved := self.autoscaler.to_save()) is not None:
+            memory, samples = unsaved
+            await self._state.save_scaling(wish.spec.name, memory, samples)
+            self.autoscaler.saved(len(samples))
+        self._on_change()
 
     async def take_down(self, *, now: bool) -> None:
         """Wish that nothing of the fleet remain; with `now`, without time for the agents to finish."""
@@ -232,8 +310,10 @@ class Fleet:
         if self._probing is not None:
             self._probing.update(self.spec, self.agents)
 
-    async def _set(self, wish: Wish, cause: str) -> ScalingDecision | None:
+    async def _set(self, wish: Wish, cause: str, decided: ScalingDecision | None = None) -> ScalingDecision | None:
         before = self.wish.replicas
+        if wish.spec.autoscaling.enabled and not self.spec.autoscaling.enabled:
+            self.autoscaler.forget()
         async with self._storing:
             await self._state.save_wish(wish.spec, down=wish.down)
             # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
@@ -245,7 +325,10 @@ class Fleet:
                 await self.supervisor.wait_saved()
         if wish.replicas == before:
             return None
-        return await self.record_size(before, cause)
+        if decided is None:
+            return await self.record_size(before, cause)
+        await self._record([decided])
+        return decided
 
     async def record_size(self, before: int, cause: str) -> ScalingDecision:
         """Write down that the wished size is what it is now, and was `before`."""
@@ -264,7 +347,7 @@ class Fleet:
         events = [
             Event(
                 at=one.at,
-                kind="fleet.scaled",
+                kind="fleet.recommended" if one.details.get("recommended") else "fleet.scaled",
                 fleet=name,
                 message=f"{name}: {one.current_replicas} -> {one.target_replicas}, {one.reason}",
             )

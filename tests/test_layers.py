@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "config": NOUNS,
     "supervisor": NOUNS | {"core"},
     "probing": NOUNS | {"core"},
-    "fleet": NOUNS | {"core", "supervisor", "probing", "config"},
+    "autoscaler": NOUNS | {"core"},
+    "fleet": NOUNS | {"core", "supervisor", "probing", "autoscaler", "config"},
     "daemon": NOUNS | {"", "core", "host", "config", "fleet", "daemon.wire"},  # only here do rules meet real hands
     "daemon.wire": NOUNS,  # both sides of the socket: cheap to import
     "client": NOUNS | {"host.paths", "daemon.wire"},
@@ -49,6 +50,7 @@ ONLY_STANDARD_LIBRARY = (
     "demo",
     "supervisor",
     "probing",
+    "autoscaler",
     "fleet",
     "daemon.wire",
     "client",

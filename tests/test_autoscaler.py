@@ -1,0 +1,295 @@
+"""The autoscaler in a fleet of fakes: what is measured becomes a size, on disk and with its reason; and what must never move anything."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+
+import pytest
+
+from fleetctl.core.orders import Wish
+from fleetctl.fleet import Fleet
+from fleetctl.models import AgentState, AutoscalingMode, AutoscalingSpec, FleetSpec, HostUsage, ResourceLimitsSpec, Usage, WarmPoolSpec
+from fleetctl.testing import FakeClock, FakeLifecycleManager, FakeMachine, FakeStateManager, run_in_fake_time, settled
+
+SPEC = FleetSpec(
+    name="demo",
+    command=("agent",),
+    replicas=2,
+    min_replicas=1,
+    max_replicas=10,
+    autoscaling=AutoscalingSpec(enabled=True),
+)
+HOST = HostUsage(cpu_percent=20.0, cores=64, memory_total_bytes=1 << 40, memory_available_bytes=1 << 39, pressure_percent=0.0)
+
+
+def usage(percent: float | None, **changes: object) -> Usage:
+    seen = Usage(cpu_percent=percent, memory_bytes=50_000_000, processes=1, demand_percent=percent, hottest_percent=percent)
+    return replace(seen, **changes)  # type: ignore[arg-type]  # of any field
+
+
+class Place:
+    """A fleet whose agents all use as much as the test says, measured every 5 s."""
+
+    def __init__(self, spec: FleetSpec = SPEC) -> None:
+        self.spec = spec
+        self.clock = FakeClock()
+        self.machine = FakeMachine(self.clock)
+        self.state = FakeStateManager()
+        self.load: Callable[[str], Usage | None] = lambda agent_id: usage(50.0)
+        self.host: HostUsage | None = HOST
+        self.fleet: Fleet
+
+    def run(self, story: Callable[[Fleet], Awaitable[None]]) -> None:
+        async def told() -> None:
+            await self.start()
+            await story(self.fleet)
+            await self.fleet.close()
+
+        run_in_fake_time(self.clock, told())
+
+    async def start(self, spec: FleetSpec | None = None, agents: tuple[object, ...] = ()) -> None:
+        wish = Wish(spec=spec or self.spec)
+        hands = FakeLifecycleManager(self.machine)
+        known = tuple(self.state.agents.values())
+        self.fleet = Fleet(wish, lifecycle_manager=hands, state_manager=self.state, clock=self.clock, agents=known)
+        self.fleet.start()
+        await settled()
+
+    async def passes(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
+        """So much time with a measurement every 5 s; it ends early where the condition holds."""
+        for _ in range(round(seconds / 5)):
+            await asyncio.sleep(5.0)
+            self.measure()
+            await settled()
+            if until():
+                return
+
+    def measure(self) -> None:
+        found: Mapping[str, Usage] = {agent.id: seen for agent in self.fleet.agents if agent.process and (seen := self.load(agent.id))}
+        self.fleet.observe(found, self.host)
+
+    @property
+    def size(self) -> int:
+        return self.fleet.wish.replicas
+
+    def moves(self) -> list[tuple[int, int, str]]:
+        return [(one.current_replicas, one.target_replicas, one.cause) for _, one in self.state.history]
+
+
+def test_a_busy_fleet_grows_at_once_and_says_why() -> None:
+    place = Place()
+
+    async def story(fleet: Fleet) -> None:
+        await place.passes(30)
+        assert place.size == 2
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(15, until=lambda: place.size > 2)
+        assert place.size == 3
+        assert place.state.wishes["demo"][0].replicas == 3
+        (name, decision) = place.state.history[-1]
+        assert (name, decision.action, decision.cause) == ("demo", "scale_up", "autoscaler")
+        assert decision.reason == "CPU utilization 100.0% > target 70%"
+        assert decision.details["winner"] == "cpu"
+        assert decision.details["proposals"][0]["wish"] == 3
+        assert json.loads(json.dumps(decision.details)) == decision.details
+        status = fleet.autoscaling_status()
+        assert (status["enabled"], status["mode"], status["current_replicas"], status["scale_up_count"]) == (True, "act", 3, 1)
+        assert status["last_decision"]["reason"] == decision.reason
+        assert 0 < status["next_decision_seconds"] <= 30
+
+    place.run(story)
+
+
+def test_an_idle_fleet_shrinks_after_calm_and_not_below_its_minimum() -> None:
+    place = Place(replace(SPEC, replicas=6, min_replicas=2))
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(5.0)
+        await place.passes(290)
+        assert place.size == 6
+        await place.passes(400)
+        assert place.size == 2
+        assert [move[2] for move in place.moves()] == ["autoscaler"] * len(place.moves())
+        assert len(fleet.agents) == 2
+        assert fleet.autoscaling_status()["scale_down_count"] == len(place.moves())
+
+    place.run(story)
+
+
+def test_one_agent_that_works_on_one_thread_of_two_cores_is_not_left_alone() -> None:
+    """The specification's own formula never leaves one replica; and a limit of two cores would read 50 %."""
+    place = Place(replace(SPEC, replicas=1, resource_limits=ResourceLimitsSpec(cpu_limit=2.0)))
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(30)
+        assert place.size == 2
+
+    place.run(story)
+
+
+def test_recommending_tells_each_change_once_and_moves_nothing() -> None:
+    place = Place(replace(SPEC, autoscaling=AutoscalingSpec(enabled=True, mode=AutoscalingMode.RECOMMEND)))
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(120)
+        assert place.size == 2
+        assert place.moves() == [(2, 3, "autoscaler")]
+        assert place.state.history[0][1].details["recommended"] is True
+        assert [event.kind for event in place.state.events if event.kind.startswith("fleet.")] == ["fleet.recommended"]
+        assert fleet.autoscaling_status()["scale_up_count"] == 0
+
+    place.run(story)
+
+
+def test_windows_and_cooldowns_outlive_the_daemon() -> None:
+    place = Place(replace(SPEC, replicas=4))
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(5.0)
+        await place.passes(250)
+        await fleet.close()  # as dead as after a kill: nothing is written at the end
+        await place.start(replace(place.spec, replicas=place.size))
+        await place.passes(30)
+        assert place.size == 4
+        await place.passes(60, until=lambda: place.size < 4)
+        assert place.size < 4, "the new daemon waits for a whole window again"
+
+    place.run(story)
+
+
+def test_off_leaves_the_size_and_on_begins_anew() -> None:
+    place = Place()
+
+    async def story(fleet: Fleet) -> None:
+        await place.passes(30)
+        await fleet.stop_autoscaling()
+        assert place.state.wishes["demo"][0].autoscaling.enabled is False
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(60)
+        assert place.size == 2
+        assert fleet.autoscaling_status()["enabled"] is False
+        await fleet.start_autoscaling(AutoscalingMode.RECOMMEND)
+        assert fleet.autoscaling_status()["mode"] == "recommend"
+        await fleet.start_autoscaling()
+        await place.passes(60)
+        assert place.size > 2
+        kinds = [event.message for event in place.state.events if event.kind == "fleet.autoscaling"]
+        assert kinds == ["demo: autoscaling is off", "demo: autoscaling is on (recommend)", "demo: autoscaling is on (act)"]
+
+    place.run(story)
+
+
+def test_none_at_all_is_a_wish_that_stands() -> None:
+    place = Place()
+
+    async def story(fleet: Fleet) -> None:
+        await place.passes(30)
+        await fleet.scale(0)
+        await place.passes(60)
+        assert place.size == 0
+        assert fleet.autoscaling_status()["reason"] == "it rests, because the fleet is scaled to 0"
+        await fleet.scale(1)
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(60)
+        assert place.size > 1
+
+    place.run(story)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pytest.param(None, id="not measured"),
+        pytest.param(usage(None), id="no percentage yet"),
+        pytest.param(usage(float("nan")), id="not a number"),
+        pytest.param(usage(-5.0, hottest_percent=-5.0), id="negative"),
+        pytest.param(usage(1e9), id="huge"),
+        pytest.param(usage(0.0, stopped=True), id="stopped by a signal"),
+        pytest.param(usage(35.0, demand_percent=None, hottest_percent=None), id="all that a full machine gave it"),
+    ],
+)
+def test_what_tells_nothing_moves_nothing(seen: Usage | None) -> None:
+    place = Place(replace(SPEC, replicas=4))
+    place.host = replace(HOST, cpu_percent=100.0)
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: seen
+        await place.passes(900)
+        assert place.size == 4
+        assert place.moves() == []
+        assert "CPU utilization unavailable" in fleet.autoscaling_status()["reason"]
+
+    place.run(story)
+
+
+def test_the_warm_pool_changes_no_average_and_its_instances_are_used_first() -> None:
+    place = Place(replace(SPEC, warm_pool=WarmPoolSpec(enabled=True, size=3)))
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(100.0) if _running(fleet, agent_id) else usage(0.0, stopped=True, frozen=True)
+        await place.passes(30, until=lambda: place.size == 3)
+        assert place.size == 3
+        assert fleet.autoscaling_status()["last_decision"]["proposals"][0]["value"] == 100.0
+        assert [agent.from_warm_pool for agent in fleet.agents if not agent.pooled].count(True) == 1
+
+    place.run(story)
+
+
+def _running(fleet: Fleet, agent_id: str) -> bool:
+    return any(agent.id == agent_id and agent.state is AgentState.RUNNING for agent in fleet.agents)
+
+
+def test_a_host_that_is_full_holds_growth_and_says_so() -> None:
+    place = Place()
+    place.host = replace(HOST, cores=2)
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(120)
+        assert place.size == 2
+        assert "2 cores carry 2 agents" in fleet.autoscaling_status()["reason"]
+
+    place.run(story)
+
+
+def test_a_full_disk_holds_the_size_and_the_autoscaler_goes_on_when_there_is_room() -> None:
+    place = Place()
+
+    async def story(fleet: Fleet) -> None:
+        await place.passes(30)
+        place.state.fails = lambda attempt: True
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(60)
+        assert place.size == 2
+        place.state.fails = lambda attempt: False
+        await place.passes(120)
+        assert place.size > 2
+
+    place.run(story)
+
+
+def test_what_cannot_be_read_of_the_past_is_forgotten() -> None:
+    place = Place()
+    place.state.scaling["demo"] = json.dumps({"memory": {"wishes": "nonsense"}, "clock": 1.0, "at": 1.0})
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(100.0)
+        await place.passes(60)
+        assert place.size > 2
+
+    place.run(story)
+
+
+def test_samples_of_load_and_size_are_recorded_at_each_decision() -> None:
+    place = Place()
+
+    async def story(fleet: Fleet) -> None:
+        await place.passes(300)
+        rows = [one for _, one in place.state.samples]
+        assert 9 <= len(rows) <= 11
+        assert {(one["replicas"], one["metric"], one["value"], one["target"]) for one in rows[1:]} == {(2, "cpu", 50.0, 70.0)}
+
+    place.run(story)
