@@ -138,6 +138,13 @@ class VolumeAccess(StrEnum):
     ONCE = "ReadWriteOnce"
 
 
+class TrustLevel(StrEnum):
+    """How far an agent is trusted. Both run as the user who started them; a sandbox for those that are not is still to come."""
+
+    TRUSTED = "trusted"
+    STANDARD = "standard"
+
+
 class OnTimeout(StrEnum):
     """What happens to an agent that has not finished in its drain time."""
 
@@ -391,8 +398,9 @@ def _process_hash(
     environment: tuple[tuple[str, str], ...],
     env_file: str | None,
     secret_env: tuple[tuple[str, str], ...],
+    told: tuple[str, ...],
 ) -> str:
-    parts = [list(command), shell, cwd, dict(environment), env_file, dict(secret_env)]
+    parts = [list(command), shell, cwd, dict(environment), env_file, dict(secret_env), *([told] if told else [])]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -412,6 +420,8 @@ class FleetSpec:
         Setting(doc='Variables taken by reference at each start: "env:NAME" from the daemon\'s environment or "file:PATH"'),
     ] = field(default_factory=dict)
     engine: Annotated[EngineName, Setting(doc="Where the agents run: on this machine or in a cluster")] = EngineName.LOCAL
+    trust_level: Annotated[TrustLevel, Setting(doc="How far the agents are trusted; told to them as FLEETCTL_TRUST")] = TrustLevel.STANDARD
+    tools: Annotated[tuple[str, ...], Setting(doc="Names of the tools that an agent may use; told to it in its claim file")] = ()
     replicas: Annotated[int, Setting(doc="Agents to keep running", ge=0, le=100000)] = 1
     min_replicas: Annotated[int, Setting(doc="Fewest agents", ge=0, le=100000)] = 1
     max_replicas: Annotated[int, Setting(doc="Most agents", ge=1, le=100000)] = 100
@@ -452,7 +462,8 @@ class FleetSpec:
     def process_hash(self) -> str:
         """Changes exactly when a running process no longer matches the spec and has to be replaced."""
         variables, secrets = tuple(sorted(self.environment.items())), tuple(sorted(self.secret_env.items()))
-        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets)
+        told = (str(self.trust_level), *self.tools) if self.tools or self.trust_level is not TrustLevel.STANDARD else ()
+        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told)
 
     @property
     def stop_signal_number(self) -> int:
@@ -493,7 +504,8 @@ class Agent:
     `leader_exit` is set from the leader's exit until the rest of its process tree is gone; `leaving`: not replaced when gone.
     `rolled`: its process replaced an outdated one and has not been ready since.
     `pooled`: in the warm pool, no replica; `resume_owed`: a replica now, but not yet told to go on;
-    `wish_owed`: acquired, and so many replicas are wished since; 0 once that is in the stored wish.
+    `wish_owed`: acquired, and so many replicas are wished since; 0 once that is in the stored wish; `claimed`: acquired, so its claim is
+    whoever's who did that.
     `stale_deadline`: set from its first suspension until it is handed out.
     `start_deadline`: not ready by then is a failed start; `said_ready`: its process told so, READY=1.
     `draining_since`: when it was asked to stop, a `_clock`; `failing`: why it is stopped though nobody asked for that.
@@ -530,6 +542,7 @@ class Agent:
     pooled: bool = False
     resume_owed: bool = False
     wish_owed: int = 0
+    claimed: bool = False
     stale_deadline: float | None = None
     from_warm_pool: bool = False
     aware: bool = False

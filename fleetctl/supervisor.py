@@ -401,13 +401,13 @@ class Supervisor:
             self._tell("agent.suspended", f"{agent.id} waits in the warm pool", agent)
 
     def _promote(self, agent: Agent, *, wish_owed: int = 0) -> None:
-        promoted = replace(agent, pooled=False, ready=True, from_warm_pool=True, resume_owed=True, wish_owed=wish_owed, note="")
-        self._put(replace(promoted, state=move(agent.state, Move.RESUME)))
+        promoted = replace(agent, pooled=False, ready=True, from_warm_pool=True, resume_owed=True, note="")
+        self._put(replace(promoted, wish_owed=wish_owed, claimed=wish_owed > 0, state=move(agent.state, Move.RESUME)))
 
     def _take_back(self, agent: Agent) -> None:
         """It was not told to go on yet, and goes on waiting in the pool."""
-        returned = replace(agent, pooled=True, ready=False, from_warm_pool=False, resume_owed=False, wish_owed=0)
-        self._put(replace(returned, state=move(agent.state, Move.SUSPEND)))
+        returned = replace(agent, pooled=True, ready=False, from_warm_pool=False, resume_owed=False)
+        self._put(replace(returned, wish_owed=0, claimed=False, state=move(agent.state, Move.SUSPEND)))
 
     async def _save_and_resume(self, agents: Sequence[Agent]) -> None:
         """Write the claims of agents that leave the warm pool, have every change on disk, and only then let them go on."""
@@ -437,7 +437,7 @@ class Supervisor:
 
     def _claim(self, agent: Agent, claim: Mapping[str, object], *, keep: bool = False) -> None:
         identity = {"schema": "fleetctl/claim/v1", "agent_id": agent.id, "fleet": agent.fleet, "slot": agent.slot}
-        self._lifecycle.claim(agent, {"environment": {}, "tools": [], **claim, **identity}, keep=keep)
+        self._lifecycle.claim(agent, {"environment": {}, "tools": list(self.wish.spec.tools), **claim, **identity}, keep=keep)
 
     def _acquire(self, wanted: _Acquisition) -> None:
         if wanted.answer.done():  # whoever asked has gone
@@ -459,7 +459,7 @@ class Supervisor:
             self._promote(oldest[0], wish_owed=size)
             return
         (slot,) = free_slots(agents, 1)
-        agent = self._put(replace(self._created(slot, pooled=False), wish_owed=size))
+        agent = self._put(replace(self._created(slot, pooled=False), wish_owed=size, claimed=True))
         self._claims[agent.id] = wanted.claim
         wanted.answer.set_result(agent)
 
@@ -541,8 +541,8 @@ class Supervisor:
 
     def _spawn(self, agent: Agent) -> None:
         try:
-            if agent.id in self._claims:
-                self._claim(agent, self._claims[agent.id])
+            if agent.id in self._claims or not (agent.pooled or agent.claimed):
+                self._claim(agent, self._claims.get(agent.id, {}))
             process = self._lifecycle.spawn(agent, self.wish.spec)
         except StateDirectoryError as error:  # its claim could not be written
             self._could_not_start(agent, SpawnFailed(error.message))

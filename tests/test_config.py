@@ -710,6 +710,7 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
         environment={"GREETING": "hello"},
         env_file=str(folder / ".env"),
         secret_env={"API_KEY": "env:API_KEY"},
+        tools=("search", "edit"),
         kubernetes=spec.kubernetes,
     )
 

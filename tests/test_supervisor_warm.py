@@ -780,7 +780,7 @@ async def test_a_claim_of_whoever_never_got_the_agent_is_not_left_to_the_next(wo
     world.state.fails = lambda attempt: True
     with pytest.raises(StateDirectoryError):
         await world.acquire(tools=["a"])
-    ((agent_id, claim),) = world.lifecycle.claims.items()
+    ((agent_id, claim),) = [(key, claim) for key, claim in world.lifecycle.claims.items() if claim["tools"]]
     assert claim["tools"] == ["a"]
     written = world.lifecycle.claims
     await world.kill_9()
@@ -852,3 +852,19 @@ async def step(world: World, move: str, number: int) -> None:
             world.state.fails = lambda attempt: False
         case "wait":
             await world.after(number / 10)
+
+
+@story(replace(with_pool(), tools=("read",)))
+async def test_every_replica_is_told_its_tools_and_one_that_was_acquired_keeps_what_it_was_told(world: World) -> None:
+    await world.full()
+    claims = world.lifecycle.claims
+    assert {key: claim["tools"] for key, claim in claims.items()} == {agent.id: ["read"] for agent in world.replicas}
+    acquired = [
+        (await world.acquire(tools=["write"])).agent_id,
+        (await world.fleet.acquire({}, require_warm=True, timeout_seconds=5.0)).agent_id,
+    ]
+    assert [claims[agent_id]["tools"] for agent_id in acquired] == [["write"], ["read"]]
+    assert {claim["agent_id"] for claim in claims.values()} == claims.keys()
+    world.fleet.restart(None, all_at_once=True)
+    await world.at_rest()
+    assert claims[acquired[0]]["tools"] == ["write"]

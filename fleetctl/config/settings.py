@@ -42,6 +42,7 @@ _EXAMPLES = {
     "env_file": ".env",
     "environment": {"GREETING": "hello"},
     "secret_env": {"API_KEY": "env:API_KEY"},
+    "tools": ["search", "edit"],
     "port_base": 8000,
     "sockets": {"http": "127.0.0.1:8080"},
     "watchdog_seconds": 30.0,

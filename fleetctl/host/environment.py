@@ -24,7 +24,7 @@ INHERITED = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
-STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM = (
+STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST = (
     "FLEETCTL_STATE_DIR",
     "FLEETCTL_FLEET",
     "FLEETCTL_AGENT_ID",
@@ -33,10 +33,11 @@ STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM = (
     "FLEETCTL_SPEC_HASH",
     "FLEETCTL_LAUNCH",
     "FLEETCTL_CLAIM",
+    "FLEETCTL_TRUST",
 )
 
 
-OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, "STATE_DIRECTORY")
+OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST, "STATE_DIRECTORY")
 """What makes an agent an agent, and is to be found in no other process's environment."""
 
 
@@ -58,6 +59,7 @@ def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: st
             SPEC_HASH: agent.spec_hash,
             LAUNCH: "warm" if agent.pooled else "cold",
             CLAIM: claim_path,
+            TRUST: str(spec.trust_level),
         }
     )
 
