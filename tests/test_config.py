@@ -712,6 +712,8 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
         secret_env={"API_KEY": "env:API_KEY"},
         tools=("search", "edit"),
         kubernetes=spec.kubernetes,
+        readiness=spec.readiness,
+        liveness=spec.liveness,
     )
 
 

@@ -64,14 +64,14 @@ def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: st
     )
 
 
-def claimed(path: str) -> dict[str, str]:
-    """The variables of the agent's claim, if it has one: so a cold start knows them from the beginning, and so does a restart."""
 def values(agent: Agent, spec: FleetSpec) -> dict[str, str]:
     """What stands for {slot} and {port} in this agent's probes and command."""
     port = {} if spec.port_base is None else {"port": str(spec.port_base + agent.slot)}
     return {"slot": str(agent.slot), **port}
 
 
+def claimed(path: str) -> dict[str, str]:
+    """The variables of the agent's claim, if it has one: so a cold start knows them from the beginning, and so does a restart."""
     try:
         with open(path, encoding="utf-8") as file:
             variables = json.load(file)["environment"]
