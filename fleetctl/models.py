@@ -65,7 +65,10 @@ class Setting:
     # Any: these are pydantic's own schema objects, which this layer does not import.
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         limits = {"ge": self.ge, "le": self.le, "gt": self.gt, "pattern": self.pattern, "min_length": self.min_length}
-        return {**handler(source), **{key: value for key, value in limits.items() if value is not None}}
+        schema, given = handler(source), {key: value for key, value in limits.items() if value is not None}
+        if schema["type"] == "nullable":  # bounds beside the null are passed over
+            return {**schema, "schema": {**schema["schema"], **given}}
+        return {**schema, **given}
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Any:
         return {**handler(core_schema), "description": self.doc}

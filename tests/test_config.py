@@ -702,6 +702,12 @@ def test_starter_loads_and_names_every_supported_setting(folder: Path) -> None:
     assert mentioned == {info.key.rpartition(".")[2] for info in config.settings() if info.supported}
 
 
+@pytest.mark.parametrize("line", ['image = "no image"', "user = 0", "cpu_request = 0", 'storage_size = "much"', 'namespace = "A"'])
+def test_bounds_hold_for_settings_that_may_be_left_out(folder: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match=r"fleet\.toml:5: fleet\.kubernetes\..*: must be"):
+        load_one(folder, f'[fleet]\nname = "x"\ncommand = ["true"]\n[fleet.kubernetes]\n{line}\n')
+
+
 def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: Path) -> None:
     plain = load_one(folder, config.starter("x")).spec
     spec = load_one(folder, re.sub(r"^#([a-z_]+ = )", r"\1", config.starter("x"), flags=re.MULTILINE)).spec
