@@ -33,6 +33,7 @@ FAMILIES = {
     "simulate": ("simulate",),
     "daemon": ("daemon",),
     "config": ("config",),
+    "export": ("export",),
     "doctor": ("doctor",),
     "completion": ("completion", "__complete"),
 }

@@ -16,7 +16,7 @@ import yaml
 from importlib_resources import files
 from referencing import Registry, Resource
 
-from fleetctl.engines.kubernetes import manifests, names, pod
+from fleetctl.engines.kubernetes import manifests, names, pod, rbac
 from fleetctl.engines.kubernetes import yaml as our_yaml
 from fleetctl.engines.kubernetes.notes import notes
 from fleetctl.errors import ConfigError
@@ -69,6 +69,12 @@ def kinds(spec: FleetSpec) -> list[str]:
 def test_every_object_is_valid_to_the_letter(name: str, version: str) -> None:
     for one in manifests.objects(SPECS[name]):
         validator(full(version), one["kind"], one["apiVersion"]).validate(one)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_roles_are_valid_to_the_letter(version: str) -> None:
+    for one in (rbac.role(None), rbac.role("agents"), rbac.role_for("patch", "apps", "deployments", "agents")):
+        validator(full(version), "Role", one["apiVersion"]).validate(one)
 
 
 def test_the_validation_finds_what_is_not_in_the_schema() -> None:
