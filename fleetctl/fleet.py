@@ -9,6 +9,7 @@ from typing import Any
 
 from fleetctl.autoscaler import Autoscaler, decision_of, is_recommending
 from fleetctl.core import warmpool
+from fleetctl.core.contract import Message, Report, merge
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover
 from fleetctl.errors import FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
@@ -63,6 +64,7 @@ class Fleet:
         self.warm_misses = 0
         self._grown: list[ScalingDecision] = []  # by acquisitions, and not on disk yet
         self._saver: asyncio.Task[None] | None = None
+        self._reports: dict[str, Report] = {}
         self._probing: Probing | None = None
         self.supervisor = Supervisor(
             wish,
@@ -137,7 +139,7 @@ class Fleet:
     def observe(self, usage: Mapping[str, Usage], host: HostUsage | None = None) -> None:
         """Take in one measurement of the agents, by their ids; the autoscaler decides by it, where it is on."""
         if self.spec.autoscaling.enabled:
-            self.autoscaler.take(self.spec, self.agents, usage, host, {})
+            self.autoscaler.take(self.spec, self.agents, usage, host, self.reports)
 
     async def start_autoscaling(self, mode: AutoscalingMode = AutoscalingMode.ACT) -> None:
         """From now on let the load decide how many agents there are, or only tell what it would decide."""
@@ -264,6 +266,22 @@ class Fleet:
                     await changed.wait()
         except TimeoutError:
             raise TimedOut(f"the new agent {agent_id} is not ready after {timeout_seconds:g} s; it goes on starting") from None
+
+    def hear(self, agent_id: str, message: Message) -> None:
+        """Take in what an agent said of itself; the picture of its work is kept, in memory, for as long as its process lives."""
+        process = self.supervisor.process_of(agent_id)
+        if process is None:
+            return
+        before = self._reports.get(agent_id)
+        if before is None or before.process != process:
+            before, self._reports = Report(process=process), dict(self.reports)
+        self._reports[agent_id] = merge(before, message, self._clock.monotonic())
+        self.supervisor.notified(agent_id, message)
+
+    @property
+    def reports(self) -> Mapping[str, Report]:
+        """What the processes that run said of their work, by agent id; without those that never said anything."""
+        return {agent_id: report for agent_id, report in self._reports.items() if report.process == self.supervisor.process_of(agent_id)}
 
     def restart(self, agent_ids: Sequence[str] | None, *, all_at_once: bool) -> list[str]:
         """Replace the processes of these agents, or of all; the ids concerned. Raises NotFound."""

@@ -131,6 +131,11 @@ class Supervisor:
         """These suspended agents were found running: a stranger continued them."""
         self._post(lambda: self._retire_woken(agent_ids))
 
+    def process_of(self, agent_id: str) -> ProcessRef | None:
+        """The agent's process as of this moment, which need not be on disk and published yet."""
+        agent = self._agents.get(agent_id)
+        return agent.process if agent is not None and not agent.leader_exit else None
+
     def notified(self, agent_id: str, message: Message) -> None:
         """An agent said something of itself on its notify socket. What is no news wakes nobody: agents may say it fifty times a second."""
         agent = self._agents.get(agent_id)

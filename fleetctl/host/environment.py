@@ -41,7 +41,9 @@ OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST, "STATE_DIR
 """What makes an agent an agent, and is to be found in no other process's environment."""
 
 
-def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str, claim_path: str) -> dict[str, str]:
+def build(
+    agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str, claim_path: str, notify_socket: str | None = None
+) -> dict[str, str]:
     """The complete environment of one agent. Raises SpawnFailed for a secret or an `env_file` that cannot be read."""
     environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
     return (
@@ -49,6 +51,7 @@ def build(agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: st
         | secrets(spec)
         | dict(spec.environment)
         | claimed(claim_path)
+        | (_notify(spec, notify_socket) if notify_socket else {})
         | {
             "STATE_DIRECTORY": state_directory,
             STATE_DIR: state_root,
@@ -68,6 +71,16 @@ def values(agent: Agent, spec: FleetSpec) -> dict[str, str]:
     """What stands for {slot} and {port} in this agent's probes and command."""
     port = {} if spec.port_base is None else {"port": str(spec.port_base + agent.slot)}
     return {"slot": str(agent.slot), **port}
+
+
+def _notify(spec: FleetSpec, notify_socket: str) -> dict[str, str]:
+    """systemd's words for where to say how one is, and how often at least.
+
+    WATCHDOG_PID, which would keep the children of an agent from pinging for it, is left out: it is the agent's pid, which is not known
+    before the program runs. Without it every process that finds WATCHDOG_USEC is meant, says sd_watchdog_enabled(3).
+    """
+    watchdog = {} if spec.watchdog_seconds is None else {"WATCHDOG_USEC": str(round(spec.watchdog_seconds * 1e6))}
+    return {"NOTIFY_SOCKET": notify_socket, **watchdog}
 
 
 def claimed(path: str) -> dict[str, str]:

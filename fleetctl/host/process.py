@@ -80,6 +80,7 @@ class LocalLifecycleManager:
                 state_root=self.paths.root,
                 state_directory=state_directory,
                 claim_path=self.paths.agent_claim(agent.id),
+                notify_socket=self.paths.notify,
             )
             with contextlib.ExitStack() as stack:
                 lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id)))

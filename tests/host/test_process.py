@@ -245,6 +245,18 @@ def test_a_process_gets_what_is_allowed_and_asked_for_and_nothing_else(
         }
         assert environ["STATE_DIRECTORY"] == world.paths.agent_state(agent.id)
         assert os.stat(environ["STATE_DIRECTORY"]).st_mode & 0o777 == 0o700
+        assert environ["NOTIFY_SOCKET"] == world.paths.notify
+        assert environ.keys().isdisjoint({"WATCHDOG_USEC", "WATCHDOG_PID"})
+
+    world.run(story())
+
+
+def test_a_watched_agent_is_told_how_often_to_say_so(world: RealWorld) -> None:
+    async def story() -> None:
+        agent = world.spawn(new_agent(), replace(SPEC, watchdog_seconds=2.5))
+        await wait_for(lambda: procfs.environ(leader(agent).pid))
+        environ = procfs.environ(leader(agent).pid)
+        assert (environ["WATCHDOG_USEC"], "WATCHDOG_PID" in environ) == ("2500000", False)
 
     world.run(story())
 
