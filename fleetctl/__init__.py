@@ -8,6 +8,7 @@ Rules, hands, and one loop between them:
                           simulation (plant, trace, kubernetes_rule)
     host/                 HANDS: one kind of I/O a module, deciding nothing
     config                fleet.toml, environment and flags -> FleetSpec
+    importing/            other tools' files -> fleet.toml, as text
     supervisor            THE LOOP, one per fleet: event in, ask the rules, hand the orders out, sleep until the next deadline
     autoscaler            what was measured of one fleet, and the scaling rule asked about it
     fleet                 Fleet: one fleet as a whole

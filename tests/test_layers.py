@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "core": NOUNS,
     "host": NOUNS,  # never core: hands do not decide
     "config": NOUNS,
+    "importing": NOUNS | {"config"},  # other tools' files, as text
     "supervisor": NOUNS | {"core"},
     "probing": NOUNS | {"core"},
     "autoscaler": NOUNS | {"core"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "client": NOUNS | {"host.paths", "daemon.wire"},
     "engines": NOUNS | {"", "host", "daemon.wire", "client"},
     "sinks": NOUNS | {"host", "config", "fleet"},
-    "cli": NOUNS | {"", "config", "engines", "host.paths", "client", "daemon.wire"},
+    "cli": NOUNS | {"", "config", "importing", "engines", "host.paths", "client", "daemon.wire"},
     "cli.simulate": NOUNS | {"cli", "core"},  # runs the rules on a made-up fleet: no daemon to ask
     "cli.daemon": NOUNS | {"cli", "engines", "daemon.main"},  # `fleetctl daemon` is the one command that becomes the daemon
     "testing": NOUNS,

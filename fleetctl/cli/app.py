@@ -33,12 +33,15 @@ FAMILIES = {
     "simulate": ("simulate",),
     "daemon": ("daemon",),
     "config": ("config",),
+    "importing": ("import",),
     "export": ("export",),
     "doctor": ("doctor",),
     "completion": ("completion", "__complete"),
 }
 MODULES = {command: module for module, commands in FAMILIES.items() for command in commands}
 HIDDEN = {"__complete"}
+# Where a command has a name that no function may have.
+FUNCTIONS = {"__complete": "complete", "import": "import_file"}
 
 
 _END = "`fleetctl down` takes fleets down, `fleetctl restart AGENT` replaces an agent, `fleetctl scale` changes how many there are"
@@ -74,7 +77,7 @@ class LazyGroup(TyperGroup):
             return None  # typer says which options there are
         if cmd_name not in MODULES:
             raise UsageError(f"no such command: {cmd_name}", hint=_nearest(cmd_name))
-        found = getattr(import_module(f"fleetctl.cli.{MODULES[cmd_name]}"), cmd_name.strip("_"))
+        found = getattr(import_module(f"fleetctl.cli.{MODULES[cmd_name]}"), FUNCTIONS.get(cmd_name, cmd_name))
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
             # A number such as -2 looks like an option; `scale` reads what it does not know itself.

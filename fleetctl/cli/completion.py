@@ -193,6 +193,8 @@ def _values(metavar: str | None, word: str, state_dir: str | None) -> list[tuple
         values = [(shell, "") for shell in SCRIPTS]
     elif kind == "ready|count=N|drained":
         values = [("ready", "every agent is ready"), ("count=", "so many agents are ready"), ("drained", "no agent is left")]
+    elif "|" in kind and kind == kind.lower():
+        values = [(choice, "") for choice in kind.split("|")]
     elif kind in ("FILE", "DIR"):
         return [(FILES, "")]
     elif "FLEET" in kind or "AGENT" in kind:

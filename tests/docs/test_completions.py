@@ -76,6 +76,8 @@ def words(typed: str) -> list[str]:
         ("fleetctl wait web --for=c", ["--for=count="]),
         ("fleetctl history --fleet ", ["api", "web"]),
         ("fleetctl completion ", list(SCRIPTS)),
+        ("fleetctl import --format s", ["supervisord"]),
+        ("fleetctl import ", [FILES]),
         ("fleetctl up --file ", [FILES]),
         ("fleetctl config check ", [FILES]),
         ("fleetctl up -- sl", [FILES]),
