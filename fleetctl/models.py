@@ -161,7 +161,7 @@ class ReadinessSpec:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     settle_seconds: Annotated[float, Setting(doc="Alive this long means ready, where nothing below says more", ge=0, le=3600)] = 1.0
-    notify: Annotated[bool, Setting(doc="Ready when the agent says READY=1 on its NOTIFY_SOCKET", supported=False)] = False
+    notify: Annotated[bool, Setting(doc="Ready when the agent says READY=1 on its NOTIFY_SOCKET")] = False
     http: Annotated[str | None, Setting(doc="Ready when this URL on loopback answers 2xx or 3xx; {port} is the agent's")] = None
     tcp: Annotated[str | None, Setting(doc='Ready when this address takes connections, like "127.0.0.1:{port}" or "unix:/path"')] = None
     exec: Annotated[tuple[str, ...], Setting(doc="Ready when this command, run as the agent is, exits with 0")] = ()
@@ -448,7 +448,7 @@ class FleetSpec:
         ),
     ] = field(default_factory=dict)
     watchdog_seconds: Annotated[
-        float | None, Setting(doc="An agent that does not say WATCHDOG=1 for this long has failed", ge=0.1, le=86400, supported=False)
+        float | None, Setting(doc="An agent that does not say WATCHDOG=1 for this long has failed", ge=0.1, le=86400)
     ] = None
     restart: RestartSpec = RestartSpec()
     readiness: ReadinessSpec = ReadinessSpec()
