@@ -105,6 +105,31 @@ class Busy(FleetctlError):
     hint = "end some of the commands that watch or follow"
 
 
+class Unsupported(FleetctlError):
+    """The engine cannot do this."""
+
+    code, exit_status, http_status = "E2020", EXIT_USAGE, 400
+
+
+class ClusterUnreachable(FleetctlError):
+    """The cluster cannot be reached."""
+
+    code, exit_status, http_status = "E2021", EXIT_NO_DAEMON, 503
+    hint = "`kubectl cluster-info` asks it too; --context chooses another cluster"
+
+
+class ClusterRefused(FleetctlError):
+    """The cluster refused it."""
+
+    code, http_status = "E2022", 403
+
+
+class ClusterConflict(FleetctlError):
+    """Part of what would be changed in the cluster belongs to somebody else."""
+
+    code, http_status = "E2023", 409
+
+
 class ScaleUpFailed(FleetctlError):
     """Scale up failed (lifecycle manager not available)."""
 

@@ -14,7 +14,7 @@ EXIT_STATUSES: Mapping[int | str, str] = {
     errors.EXIT_FAILED: "the operation failed, wholly or in part",
     errors.EXIT_USAGE: "the command line is wrong",
     errors.EXIT_NOT_DESIRED: "`--check`: not in the desired state",
-    errors.EXIT_NO_DAEMON: "no daemon runs, and the command needs one",
+    errors.EXIT_NO_DAEMON: "no daemon runs, or no cluster answers, and the command needs one",
     errors.EXIT_NOT_FOUND: "no such fleet or agent",
     errors.EXIT_CONFIG: "the configuration is invalid",
     errors.EXIT_TIMEOUT: "`--timeout` ran out",
