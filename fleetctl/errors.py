@@ -105,6 +105,20 @@ class Busy(FleetctlError):
     hint = "end some of the commands that watch or follow"
 
 
+class UnknownCheckpoint(FleetctlError):
+    """No such checkpoint."""
+
+    code, exit_status, http_status = "E2012", EXIT_NOT_FOUND, 404
+    hint = "`fleetctl checkpoint list` lists what there is"
+
+
+class CheckpointDamaged(FleetctlError):
+    """The checkpoint is not what was saved."""
+
+    code, http_status = "E2013", 409
+    hint = "use another: `fleetctl checkpoint list` lists what there is"
+
+
 class Unsupported(FleetctlError):
     """The engine cannot do this."""
 
