@@ -484,13 +484,20 @@ class ProcessRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """How a process ended; neither code nor signal where the kernel no longer tells. `at`: Unix time in seconds."""
+    """How a process ended; neither code nor signal where the kernel no longer tells. `at`: Unix time in seconds.
+
+    `failing`: why it was stopped, where that was because it did not work.
+    """
 
     code: int | None = None
     signal: int | None = None
     at: float = 0.0
+    failing: str = ""
 
     def __str__(self) -> str:
+        return self._status() + (f", stopped: {self.failing}" if self.failing else "")
+
+    def _status(self) -> str:
         if self.signal is not None:
             try:
                 return f"killed by {signal.Signals(self.signal).name}"

@@ -626,7 +626,7 @@ class Supervisor:
     def _gone(self, agent: Agent) -> None:
         """Nothing of the agent's tree is left."""
         now, wall = self._clock.monotonic(), self._clock.time()
-        exit = agent.leader_exit or Exit(at=wall)
+        exit = replace(agent.leader_exit or Exit(at=wall), failing=agent.failing)
         asked = agent.state is AgentState.DRAINING and agent.stop_sent and (agent.leaving or agent.replace is not Replace.NO)
         if agent.process is not None:
             self._lifecycle.release(agent.process)
@@ -670,7 +670,7 @@ class Supervisor:
         if agent.blocked and agent.blocked_until is not None and (left := agent.blocked_until - self._clock.time()) > 0:
             return restarts.while_blocked(agent.failures, exit, agent.blocked, left)
         spec, jitter = self.wish.spec.restart, self._random.random()
-        return restarts.after_exit(spec, agent.failures, exit, uptime_seconds=uptime, now=now, jitter=jitter, failing=agent.failing)
+        return restarts.after_exit(spec, agent.failures, exit, uptime_seconds=uptime, now=now, jitter=jitter)
 
     def _apply(self, agent: Agent, verdict: restarts.Verdict, now: float) -> None:
         moves = {AgentState.BACKOFF: Move.RETRY_LATER, AgentState.FAILED: Move.GIVE_UP, AgentState.TERMINATED: Move.FINISH}

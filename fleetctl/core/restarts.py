@@ -33,13 +33,12 @@ def after_exit(
     uptime_seconds: float,
     now: float,
     jitter: float,
-    failing: str = "",
 ) -> Verdict:
     """Judge the exit of an agent that nobody asked to stop. `failures`: times of the earlier ones in a row; `jitter` in [0, 1).
 
-    `failing`: why it was stopped as one that does not work; its exit then says nothing.
+    The exit status of one that was stopped because it did not work says nothing.
     """
-    code, ended = (None, failing) if failing else (exit.code, str(exit))
+    code, ended = (None, exit.failing) if exit.failing else (exit.code, str(exit))
     if code == BAD_CONFIGURATION:
         return Verdict(
             state=AgentState.FAILED, retry_after_seconds=None, failures=failures, note="exit 78: bad configuration, not restarted"
