@@ -44,7 +44,10 @@ OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST, "STATE_DIR
 def build(
     agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str, claim_path: str, notify_socket: str | None = None
 ) -> dict[str, str]:
-    """The complete environment of one agent. Raises SpawnFailed for a secret or an `env_file` that cannot be read."""
+    """The complete environment of one agent, but for LISTEN_PID, which only the agent's process itself can know.
+
+    Raises SpawnFailed for a secret or an `env_file` that cannot be read.
+    """
     environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
     return (
         environ
@@ -52,6 +55,7 @@ def build(
         | dict(spec.environment)
         | claimed(claim_path)
         | (_notify(spec, notify_socket) if notify_socket else {})
+        | _listening(agent, spec)
         | {
             "STATE_DIRECTORY": state_directory,
             STATE_DIR: state_root,
@@ -67,10 +71,10 @@ def build(
     )
 
 
-def values(agent: Agent, spec: FleetSpec) -> dict[str, str]:
-    """What stands for {slot} and {port} in this agent's probes and command."""
-    port = {} if spec.port_base is None else {"port": str(spec.port_base + agent.slot)}
-    return {"slot": str(agent.slot), **port}
+def _listening(agent: Agent, spec: FleetSpec) -> dict[str, str]:
+    """The port of the agent's own, and systemd's words for sockets that are handed over: sd_listen_fds(3)."""
+    names = {"LISTEN_FDS": str(len(spec.sockets)), "LISTEN_FDNAMES": ":".join(spec.sockets)} if spec.sockets else {}
+    return names if spec.port_base is None else {**names, "PORT": str(spec.port_base + agent.slot)}
 
 
 def _notify(spec: FleetSpec, notify_socket: str) -> dict[str, str]:

@@ -51,6 +51,10 @@ class Paths:
         """Where the agent, or a command for it, writes what is to be saved beside its state."""
         return f"{self.agents}/{agent_id}.checkpoint"
 
+    def sockets(self, fleet: str) -> str:
+        """Where the fleet's listening sockets are, for those whose port the kernel chose."""
+        return f"{self.fleets}/{fleet}.sockets"
+
     def wish(self, fleet: str) -> str:
         return f"{self.fleets}/{fleet}.json"
 

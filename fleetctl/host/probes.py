@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 from fleetctl.addresses import Address, filled, is_loopback, parse, parse_url
 from fleetctl.errors import ConfigError, SpawnFailed
@@ -30,15 +30,13 @@ _REAP_MILLISECONDS = 100
 
 
 class LocalProber:
-    """`ports.Prober` on this machine. `values`: what stands for {port} and the like in the probes of an agent."""
+    """`ports.Prober` on this machine, for the agents of this lifecycle manager."""
 
-    def __init__(
-        self, lifecycle: LocalLifecycleManager, values: Callable[[Agent, FleetSpec], Mapping[str, str]] = environment.values
-    ) -> None:
-        self._paths, self._lifecycle, self._values = lifecycle.paths, lifecycle, values
+    def __init__(self, lifecycle: LocalLifecycleManager) -> None:
+        self._paths, self._lifecycle = lifecycle.paths, lifecycle
 
     async def check(self, probe: Probe, agent: Agent, spec: FleetSpec, *, timeout_seconds: float) -> str | None:
-        values = self._values(agent, spec)
+        values = self._lifecycle.values(agent, spec)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return (
@@ -87,6 +85,7 @@ class LocalProber:
             state_root=self._paths.root,
             state_directory=self._paths.agent_state(agent.id),
             claim_path=self._paths.agent_claim(agent.id),
+            notify_socket=self._paths.notify,
         )
         return {name: value for name, value in environ.items() if name != environment.TOKEN}
 

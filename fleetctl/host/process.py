@@ -21,8 +21,10 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+from fleetctl.addresses import filled
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
-from fleetctl.host import environment, logs, pidfd, procfs
+from fleetctl.host import environment, logs, pidfd, procfs, sockets
+from fleetctl.host.launch import launch
 from fleetctl.host.paths import Paths
 from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
 
@@ -67,6 +69,7 @@ class LocalLifecycleManager:
         self._orphans_come_to_us = owns_all_children and _is_subreaper()
         self._suspended: dict[str, list[procfs.Stat]] = {}
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.sockets = sockets.ListeningSockets(self.paths, umask=umask)
         self._helpers: set[int] = set()  # children that are no agents, such as probes: whoever started them reaps them
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
@@ -87,39 +90,68 @@ class LocalLifecycleManager:
                 _take(lock, agent)
                 output = logs.open_log(self.paths, agent.fleet, agent.id, spec.logs)
                 stack.callback(os.close, output)
-                argv = ("/bin/sh", "-c", spec.command[0]) if spec.shell else spec.command
-                # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
-                # A session of its own, not only a group: a stopped agent in an orphaned group would be hung up when we die.
-                child = subprocess.Popen(
-                    argv,
-                    cwd=spec.cwd,
-                    env=environ,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    umask=self.umask,
-                    pass_fds=(lock,),
-                )
+                pid = self._execute(agent, spec, environ, output, lock)
         except OSError as error:
             raise SpawnFailed(_why_not(error, spec), permanent=error.errno not in _TRANSIENT) from error
+        except ConfigError as error:  # a socket that cannot be had now
+            raise SpawnFailed(error.message, hint=error.hint) from error
         except StateDirectoryError as error:  # its log: concerns this agent, and must not hold up the others
             raise SpawnFailed(error.message) from error
         except ValueError as error:  # a NUL in an argument or a variable
             raise SpawnFailed(f"cannot start {spec.command[0]!r}: {error}", permanent=True) from error
-        child.returncode = 0  # we reap by pidfd: keeps Popen from ever waiting for it
         with contextlib.suppress(OSError):
-            resource.prlimit(child.pid, resource.RLIMIT_NOFILE, self._file_limit)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, self._file_limit)
         found = None
         with contextlib.suppress(OSError):
-            found = procfs.stat(child.pid)
+            found = procfs.stat(pid)
         if found is None:  # out of descriptors at this very moment: a process we cannot tell apart later must not live
-            os.kill(child.pid, signal.SIGKILL)
-            os.waitpid(child.pid, 0)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
             raise SpawnFailed(f"{agent.id}: its process could not be identified right after its start, and was ended")
-        process = ProcessRef(pid=child.pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
+        process = ProcessRef(pid=pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
         self._spawned[process] = agent.id
         return process
+
+    def _execute(self, agent: Agent, spec: FleetSpec, environ: Mapping[str, str], output: int, lock: int) -> int:
+        """The pid of the agent's process. Raises OSError and ValueError, and ConfigError for a socket that cannot be had."""
+        held = self.sockets.held(spec)
+        command = self.command(agent, spec)
+        argv = ("/bin/sh", "-c", command[0]) if spec.shell else command
+        # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
+        # A session of its own, not only a group: a stopped agent in an orphaned group would be hung up when we die.
+        if held:
+            descriptors = [*(one.socket.fileno() for one in held), lock]
+            return launch(argv, cwd=spec.cwd, environ=environ, umask=self.umask, output=output, descriptors=descriptors)
+        child = subprocess.Popen(
+            argv,
+            cwd=spec.cwd,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            umask=self.umask,
+            pass_fds=(lock,),
+        )
+        child.returncode = 0  # we reap by pidfd: keeps Popen from ever waiting for it
+        return child.pid
+
+    def command(self, agent: Agent, spec: FleetSpec) -> tuple[str, ...]:
+        """What the agent executes: where it has a port or sockets, {port} and {fd} are filled in; other braces are nobody's business."""
+        if spec.port_base is None and not spec.sockets:
+            return spec.command
+        values = {name: value for name, value in self.values(agent, spec).items() if name != "slot"}
+        return tuple(filled(word, values) for word in spec.command)
+
+    def values(self, agent: Agent, spec: FleetSpec) -> dict[str, str]:
+        """What stands for {slot}, {port} and {fd} in this agent's probes and command; a port of its own before that of a socket."""
+        own = {} if spec.port_base is None else {"port": str(spec.port_base + agent.slot)}
+        return {**sockets.values(self.sockets.addresses(spec)), **own, "slot": str(agent.slot)}
+
+    def backlog(self, spec: FleetSpec) -> int | None:
+        """How many connections wait in the fleet's sockets; None where it has none, or the kernel does not tell."""
+        known = [waiting for waiting in self.sockets.backlogs(spec).values() if waiting is not None]
+        return sum(known) if known else None
 
     def check(self, spec: FleetSpec) -> None:
         """Raise ConfigError where a secret or the `env_file` of the spec cannot be read, as an agent's start would find out."""
