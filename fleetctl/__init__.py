@@ -13,12 +13,52 @@ Rules, hands, and one loop between them:
     autoscaler            what was measured of one fleet, and the scaling rule asked about it
     fleet                 Fleet: one fleet as a whole
     daemon/               one process per state directory: main (composition root), control, server, wire
+    manager, embedded     FleetManager, the specification's library: one fleet inside a Python program; and what it needs of the machine
     client                the control socket for Python users
     engines/              where a fleet runs, behind one interface
     testing               public fakes of the ports, and a loop in fake time
     cli/                  parse, call the engine, render
 
 `tests/test_layers.py` holds who may import whom.
+
+The names of the library, `from fleetctl import FleetManager`, are loaded when they are first used: `import fleetctl` costs nothing.
 """
 
+TYPE_CHECKING = False  # not from typing, whose import would be most of ours; type checkers know the name
+if TYPE_CHECKING:
+    from fleetctl.host.metrics import LocalResourceManager
+    from fleetctl.host.process import LocalLifecycleManager
+    from fleetctl.host.state import LocalStateManager
+    from fleetctl.manager import FleetManager
+    from fleetctl.models import AgentConfig, AgentState, ScalingDecision, ScalingMetrics, SpawnResult, WarmInstance
+
+__all__ = [
+    "AgentConfig",
+    "AgentState",
+    "FleetManager",
+    "LocalLifecycleManager",
+    "LocalResourceManager",
+    "LocalStateManager",
+    "ScalingDecision",
+    "ScalingMetrics",
+    "SpawnResult",
+    "WarmInstance",
+    "__version__",
+]
+
 __version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "FleetManager": "manager",
+    "LocalLifecycleManager": "host.process",
+    "LocalResourceManager": "host.metrics",
+    "LocalStateManager": "host.state",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'models')}"), name)

@@ -39,6 +39,7 @@ _REASONS = {
     "down": "the fleet is taken down",
     "manual": "asked for by scale",
     "acquire": "one more was acquired",
+    "autoscaling": "autoscaling begins at min_replicas",
 }
 
 
@@ -113,12 +114,15 @@ class Fleet:
         if self._probing is not None:
             await self._probing.close()
 
-    async def apply(self, spec: FleetSpec) -> bool:
-        """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed."""
+    async def apply(self, spec: FleetSpec, *, pool_alone: bool = False, cause: str = "up") -> bool:
+        """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed.
+
+        `pool_alone`: hold the warm pool also where no replicas are wished for. `cause`: of a change of the size.
+        """
         async with self._changing:
-            changed = spec != self.spec or self.wish.down
+            changed = spec != self.spec or self.wish.down or pool_alone != self.wish.pool_alone
             if changed:
-                await self._set(replace(self.wish, spec=spec, down=False, down_now=False), "up")
+                await self._set(replace(self.wish, spec=spec, down=False, down_now=False, pool_alone=pool_alone), cause)
         return changed
 
     async def scale(self, replicas: int | None = None, *, delta: int = 0, cause: str = "manual") -> ScalingDecision | None:
@@ -230,6 +234,11 @@ class Fleet:
         if not self.warm_instances:
             return f"the warm pool of fleet {name} has no instance to hand out"
         return f"the warm pool of fleet {name} has no instance that would learn of these variables: what runs there reads no claim"
+
+    @property
+    def unrecorded(self) -> Sequence[ScalingDecision]:
+        """Decisions that are in force and not in the history yet, but in a moment."""
+        return tuple(self._grown)
 
     def _save_grown_wish(self, before: int) -> None:
         """Behind the caller's back: that the agent counts is on disk already, with the agent."""

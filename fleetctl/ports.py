@@ -4,9 +4,9 @@
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from fleetctl.models import Agent, Event, Exit, FleetSpec, Identity, Probe, ProcessRef, ScalingDecision, Usage
+from fleetctl.models import Agent, Event, Exit, FleetSpec, Found, Identity, Probe, ProcessRef, ScalingDecision, Usage
 
 
 class Clock(Protocol):
@@ -106,6 +106,32 @@ class StateManager(Protocol):
 
     async def load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
         """What `save_scaling` wrote last; None where there is nothing."""
+        ...
+
+
+@runtime_checkable
+class Finder(Protocol):
+    """A lifecycle manager that finds again what its predecessor started."""
+
+    def find(self) -> Sequence[Found]:
+        """Every live tree of an agent."""
+        ...
+
+
+@runtime_checkable
+class Archive(Protocol):
+    """A state manager that knows what was saved before it was made."""
+
+    async def open(self) -> Sequence[Agent]:
+        """The recorded agents."""
+        ...
+
+    async def read_wish(self, name: str) -> Mapping[str, Any] | None:
+        """What is wished of a fleet, as {"spec": ..., "down": ...}; None where nothing is."""
+        ...
+
+    async def last(self, table: str, fleet: str | None, limit: int) -> Sequence[Mapping[str, Any]]:
+        """The last `limit` rows of "events" or "history", oldest first."""
         ...
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fleetctl.errors import SpawnFailed, StateDirectoryError
-from fleetctl.models import Agent, Event, Exit, FleetSpec, Found, Identity, Probe, ProcessRef, ScalingDecision, Usage
+from fleetctl.models import Agent, Event, Exit, FleetSpec, Found, Identity, Probe, ProcessRef, ScalingDecision, Usage, to_json
 
 T = TypeVar("T")
 
@@ -381,6 +381,19 @@ class FakeStateManager:
     async def save_wish(self, spec: FleetSpec, *, down: bool) -> None:
         async with _Write(self):
             self.wishes[spec.name] = (spec, down)
+
+    async def open(self) -> list[Agent]:
+        return list(self.agents.values())
+
+    async def read_wish(self, name: str) -> Mapping[str, Any] | None:
+        wish = self.wishes.get(name)
+        return None if wish is None else {"spec": json.loads(json.dumps(to_json(wish[0]))), "down": wish[1]}
+
+    async def last(self, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
+        rows: list[tuple[str, Event | ScalingDecision]] = (
+            [(event.fleet, event) for event in self.events] if table == "events" else [*self.history]
+        )
+        return [{**to_json(row), "fleet": name} for name, row in rows if fleet in (None, name)][-limit:]
 
     async def forget_wish(self, name: str) -> None:
         async with _Write(self):

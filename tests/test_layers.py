@@ -27,6 +27,9 @@ MAY_IMPORT = {
     "autoscaler": NOUNS | {"core"},
     "fleet": NOUNS | {"core", "supervisor", "probing", "autoscaler", "config"},
     "daemon": NOUNS | {"", "core", "host", "config", "fleet", "daemon.wire"},  # only here do rules meet real hands
+    "daemon.rounds": NOUNS | {"host", "fleet"},  # the daemon's, and those of a program that embeds a fleet
+    "embedded": NOUNS | {"core", "host", "fleet", "daemon.rounds"},  # and here, in a program without a daemon
+    "manager": NOUNS | {"core", "config", "host", "fleet", "embedded"},
     "daemon.wire": NOUNS,  # both sides of the socket: cheap to import
     "client": NOUNS | {"host.paths", "daemon.wire"},
     "engines": NOUNS | {"", "host", "daemon.wire", "client"},
@@ -38,7 +41,7 @@ MAY_IMPORT = {
     "demo": {"agent"},
     "agent": NOTHING,  # what an agent imports must not drag the daemon in
     "__main__": {"cli", "errors"},
-    "": NOTHING,  # fleetctl/__init__.py
+    "": {"manager", "models", "host"},  # fleetctl/__init__.py: the library's names, when they are first used
 }
 ONLY_STANDARD_LIBRARY = (
     "models",

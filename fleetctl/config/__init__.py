@@ -9,7 +9,7 @@
 pydantic is imported at the first check, not here.
 """
 
-from fleetctl.config.load import Loaded, find_file, load_command, load_demo, load_file, spec_from_json, spec_to_json
+from fleetctl.config.load import Loaded, find_file, load_command, load_demo, load_file, load_library, spec_from_json, spec_to_json
 from fleetctl.config.runnable import check_runnable
 from fleetctl.config.settings import SettingInfo, schema, settings, starter
 
@@ -21,6 +21,7 @@ __all__ = [
     "load_command",
     "load_demo",
     "load_file",
+    "load_library",
     "schema",
     "settings",
     "spec_from_json",

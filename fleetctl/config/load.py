@@ -16,7 +16,7 @@ from fleetctl.config.checks import HIDDEN, MOST_PROBLEMS, NOWHERE, Problem, chec
 from fleetctl.config.settings import RESERVED_PREFIX, sections, setting, settings
 from fleetctl.config.toml_lines import KeyPath, key_lines
 from fleetctl.errors import ConfigError
-from fleetctl.models import FleetSpec, to_json
+from fleetctl.models import AgentConfig, FleetSpec, to_json
 
 FILE_NAME = "fleet.toml"
 # Only these: an agent has other FLEETCTL_* variables, and `fleetctl` may be called by an agent.
@@ -32,6 +32,15 @@ _FLAGS = {
     "kubernetes.namespace": "--namespace",
 }
 _LONGEST_FILE = 1 << 20
+# Settings of a fleet that a Python program says elsewhere.
+_NOT_IN_CONFIG = {
+    "name": ": is given beside the configuration, FleetManager(config=..., name=...)",
+    "replicas": ": is what scale_up and scale_down are told",
+    "shell": ': write the command of an AgentConfig as ["/bin/sh", "-c", "..."]',
+    **dict.fromkeys(
+        ("command", "cwd", "environment", "tools", "resource_limits", "trust_level"), ": is of an agent, so it belongs in its AgentConfig"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +147,39 @@ def load_command(command: Sequence[str], cwd: Path, overrides: Mapping[str, obje
     return _load_values(values, {"name": "command line", "command": "command line"}, overrides)
 
 
+def load_library(
+    given: Mapping[str, Any], template: AgentConfig | None, *, name: str, cwd: Path, stored: Mapping[str, Any] | None = None
+) -> FleetSpec:
+    """The fleet of a Python program: settings as a nested dictionary, and the template of its agents. ConfigError lists every problem.
+
+    `stored`: the fleet as an earlier program left it, of which the size and, without a template, the agents are kept. `cwd`: where
+    agents run whose template does not say.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"config: must be a dictionary of settings, not {type(given).__name__}")
+    if template is not None and not isinstance(template, AgentConfig):
+        raise ConfigError(f"config_template: must be an AgentConfig, not {type(template).__name__}")
+    agents = _kept_agents(stored) if stored is not None and template is None else _templated(template or AgentConfig(), cwd)
+    pool = given.get("warm_pool")
+    values = {
+        **{key: value for key, value in given.items() if key not in _NOT_IN_CONFIG},
+        "warm_pool": {"enabled": True, **pool} if isinstance(pool, Mapping) else {"enabled": True} if pool is None else pool,
+        **agents,
+        "name": name,
+        "replicas": _kept_replicas(given, stored),
+    }
+    spec, problems = check(values, refuse_unsupported_defaults=False)
+    settings_draft, template_draft = _Draft(values=values), _Draft(values=values, prefix=("config_template",))
+    said = [settings_draft.say(Problem((key,), _NOT_IN_CONFIG[key], show=False)) for key in given if key in _NOT_IN_CONFIG]
+    if template is not None and template.trust_level == "untrusted":
+        problems = [problem for problem in problems if problem.path != ("trust_level",)]
+        problems.append(Problem(("trust_level",), ": not supported yet, for there is no sandbox to put such an agent in"))
+    said += [(template_draft if problem.path[:1] and problem.path[0] in agents else settings_draft).say(problem) for problem in problems]
+    _raise_if(said, "the configuration")
+    assert spec is not None  # no problems, so there is one
+    return spec
+
+
 def load_demo(overrides: Mapping[str, object] | None = None) -> Loaded:
     """The bundled demo agent."""
     return _load_values({"name": "demo", "command": [sys.executable, "-m", "fleetctl.demo"], "cwd": str(_here())}, {}, overrides)
@@ -157,6 +199,33 @@ def spec_from_json(data: Mapping[str, Any]) -> FleetSpec:
 def spec_to_json(spec: FleetSpec) -> dict[str, Any]:
     """All settings as JSON values, environment values included: for the control socket and the state directory only."""
     return dict(to_json(spec))
+
+
+def _templated(template: AgentConfig, cwd: Path) -> dict[str, Any]:
+    command = template.command
+    values: dict[str, Any] = {
+        "command": [sys.executable, "-m", "fleetctl.demo"] if command is None else command,
+        "cwd": _absolute("." if template.cwd is None else template.cwd, str(cwd)),
+        "environment": template.environment,
+        "tools": template.tools,
+        "resource_limits": template.resource_limits,
+        "trust_level": template.trust_level,
+    }
+    return values
+
+
+def _kept_agents(stored: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("command", "shell", "cwd", "environment", "tools", "resource_limits", "trust_level")
+    return {key: stored[key] for key in keys if key in stored}
+
+
+def _kept_replicas(given: Mapping[str, Any], stored: Mapping[str, Any] | None) -> int:
+    """As many as there were, within the bounds that are given now."""
+    kept = stored.get("replicas") if stored is not None else 0
+    if not isinstance(kept, int) or kept <= 0:
+        return 0
+    fewest, most = given.get("min_replicas", 1), given.get("max_replicas", 100)
+    return min(max(kept, fewest), most) if isinstance(fewest, int) and isinstance(most, int) else kept
 
 
 def _short_name(path: Path) -> str:

@@ -36,6 +36,7 @@ _ALLOWED = {
         for key in ("service_account", "image_pull_secret", "secret", "storage_class")
     },
     "environment": 'a table of NAME = "value"',
+    "tools": 'a list of names, like ["search", "edit"]',
     "secret_env": 'a table of NAME = "env:OTHER_NAME" or NAME = "file:PATH"',
 }
 _EXAMPLES = {

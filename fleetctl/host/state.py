@@ -193,6 +193,11 @@ class LocalStateManager:
         text = json.dumps({"spec": to_json(spec), "down": down}, indent=1)
         await self._run(lambda: _replace_file(self.paths.wish(spec.name), text))
 
+    async def read_wish(self, name: str) -> dict[str, Any] | None:
+        """What is wished of a fleet, as {"name": ..., "spec": ..., "down": ...}; None where nothing usable is stored."""
+        wishes = await self._run(lambda: read_wishes(self.paths))
+        return next((wish for wish in wishes if wish["name"] == name == wish["spec"].get("name")), None)
+
     async def forget_wish(self, name: str) -> None:
         await self._run(lambda: self._forget_wish(name))
 
