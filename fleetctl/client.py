@@ -134,6 +134,10 @@ class Client:
         """The daemon itself and the names of its fleets."""
         return cast(DaemonInfo, self._connection.request("GET", "/v1/daemon"))
 
+    def metrics(self) -> str:
+        """Numbers about the daemon and its fleets, in Prometheus' text format."""
+        return self._connection.text("/metrics")
+
     def shutdown(self, mode: str) -> Shutdown:
         """Stop the daemon: "keep" leaves the agents running, "drain" stops them first. Returns at once."""
         return cast(Shutdown, self._connection.request("POST", "/v1/shutdown", {"mode": mode}))

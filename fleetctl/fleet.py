@@ -377,6 +377,7 @@ class Fleet:
                 kind="fleet.recommended" if one.details.get("recommended") else "fleet.scaled",
                 fleet=name,
                 message=f"{name}: {one.current_replicas} -> {one.target_replicas}, {one.reason}",
+                data={"action": one.action, "cause": one.cause, "from": one.current_replicas, "to": one.target_replicas},
             )
             for one in decisions
         ]

@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 
-def require(program: str) -> str:
+def require(program: str, package: str = "") -> str:
     """The program's path; skips the test without it, and fails it with FLEETCTL_REQUIRE_SERVERS=1 or CI=true."""
     path = shutil.which(program)
     if path is None:
-        reason = f"{program} is not installed (on Debian: apt-get install {program})"
+        reason = f"{program} is not installed (on Debian: apt-get install {package or program})"
         if os.environ.get("FLEETCTL_REQUIRE_SERVERS") == "1" or os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)

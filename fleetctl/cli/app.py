@@ -30,6 +30,7 @@ FAMILIES = {
     "warm": ("warm", "acquire"),
     "explore": ("inspect", "history", "events"),
     "wait": ("wait",),
+    "metrics": ("metrics",),
     "simulate": ("simulate",),
     "daemon": ("daemon",),
     "config": ("config",),

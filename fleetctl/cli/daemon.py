@@ -18,6 +18,18 @@ def foreground(
     ctx: typer.Context,
     background: Annotated[bool, typer.Option("--background", hidden=True)] = False,
     hold: Annotated[bool, typer.Option("--hold", hidden=True)] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            metavar="N",
+            min=0,
+            max=65535,
+            envvar="FLEETCTL_METRICS_PORT",
+            help="Tell Prometheus on this port of 127.0.0.1 too; 0: any",
+            show_default=False,
+        ),
+    ] = None,
     state_dir: StateDir = None,
 ) -> None:
     """Run the daemon in the foreground, for service managers and containers; SIGTERM and Ctrl-C stop its agents first.
@@ -32,7 +44,7 @@ def foreground(
         return
     from fleetctl.daemon.main import run
 
-    raise typer.Exit(run(LocalEngine(state_dir).paths.root, background=background, hold=hold))
+    raise typer.Exit(run(LocalEngine(state_dir).paths.root, background=background, hold=hold, metrics_port=metrics_port))
 
 
 @daemon.command()

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints,
 from urllib.parse import parse_qsl
 
 from fleetctl import __version__, errors
-from fleetctl.daemon import wire
+from fleetctl.daemon import exposition, wire
 from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN
 
 MOST_REPLICAS = 100_000
@@ -63,6 +63,8 @@ class Control(Protocol):
 
     def daemon(self) -> dict[str, Any]: ...
 
+    async def metrics(self) -> str: ...
+
     def shutdown(self, mode: str) -> dict[str, Any]: ...
 
 
@@ -89,12 +91,12 @@ class Call:
 
 
 Stream = AsyncGenerator[Mapping[str, Any], None]
-Answer = dict[str, Any] | Stream  # one object, or a stream of objects, one a line
+Answer = dict[str, Any] | Stream | str  # one object, a stream of objects, one a line, or text of the operation's `media`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method on one path. `line`: the type of a stream's objects, where the operation can stream."""
+    """One method on one path. `line`: the type of a stream's objects, where the operation can stream; `media`: of its other answer."""
 
     method: str
     path: str
@@ -104,6 +106,7 @@ class Operation:
     query: Mapping[str, Schema] = field(default_factory=dict)
     body: Schema | None = None
     line: type | None = None
+    media: str = "application/json"
 
 
 # ---- what may be said ----
@@ -292,6 +295,10 @@ async def _daemon(call: Call) -> Answer:
     return call.control.daemon()
 
 
+async def _metrics(call: Call) -> Answer:
+    return await call.control.metrics()
+
+
 async def _shutdown(call: Call) -> Answer:
     return call.control.shutdown(call.body["mode"])
 
@@ -377,6 +384,14 @@ OPERATIONS: tuple[Operation, ...] = (
         line=wire.EventInfo,
     ),
     Operation(method="GET", path="/v1/daemon", summary="The daemon itself", run=_daemon, reply=wire.DaemonInfo),
+    Operation(
+        method="GET",
+        path="/metrics",
+        summary="Numbers for Prometheus, in its text format",
+        run=_metrics,
+        reply=str,
+        media=exposition.CONTENT_TYPE,
+    ),
     Operation(method="POST", path="/v1/shutdown", summary="Stop the daemon", run=_shutdown, reply=wire.Shutdown, body=_SHUTDOWN),
     Operation(method="GET", path="/openapi.json", summary="This document", run=_openapi, reply=dict),
 )
@@ -602,7 +617,7 @@ def openapi() -> dict[str, Any]:
 
 
 def _documented(operation: Operation, error: Schema, found: dict[str, Schema]) -> dict[str, Any]:
-    content = {"application/json": {"schema": schema_of(operation.reply, found)}}
+    content = {operation.media: {"schema": schema_of(operation.reply, found)}}
     if operation.line is not None:
         content["application/x-ndjson"] = {"schema": schema_of(operation.line, found)}
     documented: dict[str, Any] = {

@@ -15,6 +15,7 @@ import fleetctl
 from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import with_acquired
+from fleetctl.daemon import metrics
 from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
@@ -40,6 +41,7 @@ class Control:
         self.fleets: dict[str, Fleet] = {}
         self.usage: Mapping[str, Usage] = {}
         self.notes: list[str] = []
+        self._tally = metrics.Tally()
         self._mode = mode
         self._clock = SystemClock()
         self._started = self._clock.monotonic()
@@ -97,6 +99,7 @@ class Control:
             last_output=lambda agent: logread.last_lines(self.paths, agent.fleet, agent.id),
         )
         self.fleets[wish.spec.name] = fleet
+        self._tally.know(agent.id for agent in fleet.agents if agent.started_at is not None)
         fleet.start().add_done_callback(self._fleet_ended)
         return fleet
 
@@ -168,6 +171,7 @@ class Control:
         self.notes.append(text)
 
     def _tell(self, event: Event) -> None:
+        self._tally.count(event)
         log.info("%s: %s", event.kind, event.message)
         told = dated(to_json(event))
         for queue in list(self._followers):
@@ -244,6 +248,18 @@ class Control:
     async def events(self, fleet: str | None, limit: int) -> Json:
         events = await self.state.last("events", fleet, limit)
         return {"schema": "fleetctl/events/v1", "events": [dated(event) for event in events]}
+
+    async def metrics(self) -> str:
+        lag = await metrics.loop_lag_seconds()
+        return metrics.tell(
+            self.fleets,
+            self.usage,
+            self._tally,
+            uptime=self._clock.monotonic() - self._started,
+            lag=lag,
+            write_failures=self.state.failures,
+            followers=len(self._followers),
+        )
 
     # -- changes
 
@@ -357,11 +373,13 @@ class Control:
         started = self._clock.monotonic()
         self._lift_hold()
         result = await fleet.acquire(claim, require_warm=require_warm, timeout_seconds=timeout_seconds)
+        seconds = self._clock.monotonic() - started
+        self._tally.acquisition(name, seconds, warm=result.from_warm_pool)
         return {
             "schema": "fleetctl/acquired/v1",
             "fleet": name,
             **to_json(result),
-            "seconds": round(self._clock.monotonic() - started, 6),
+            "seconds": round(seconds, 6),
             "claim_path": self.paths.agent_claim(result.agent_id),
         }
 

@@ -14,6 +14,7 @@ import sys
 
 from fleetctl.core.orders import Mode
 from fleetctl.daemon.control import Control
+from fleetctl.daemon.exporter import HOST, MetricsPort
 from fleetctl.daemon.rounds import Rounds
 from fleetctl.daemon.server import ControlServer
 from fleetctl.errors import FleetctlError
@@ -31,11 +32,12 @@ _OPEN_FILES_WANTED = 65536
 _SWITCH_SECONDS = 0.0002
 
 
-def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
+def run(state_dir: str, *, background: bool = False, hold: bool = False, metrics_port: int | None = None) -> int:
     """Run the daemon until it is told to stop; the exit status.
 
     `background`: report over the descriptor named by FLEETCTL_READY_FD once ready, and keep the agents running on SIGTERM. In the
     foreground SIGTERM and SIGINT stop the agents first; a second one lets them run on. `hold`: adopt what runs, start nothing.
+    `metrics_port`: tell Prometheus there too, on the loopback address.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     paths = Paths(state_dir)
@@ -48,7 +50,8 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
         _report(error)
         raise
     try:
-        asyncio.run(_main(paths, lock, umask=umask, background=background, mode=Mode.HOLD if hold else Mode.RUN))
+        mode = Mode.HOLD if hold else Mode.RUN
+        asyncio.run(_main(paths, lock, umask=umask, background=background, mode=mode, metrics_port=metrics_port))
     except FleetctlError as error:
         _report(error)
         raise
@@ -57,7 +60,7 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False) -> int:
     return 0
 
 
-async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bool, mode: Mode) -> None:
+async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bool, mode: Mode, metrics_port: int | None) -> None:
     become_subreaper()
     state = LocalStateManager(paths)
     records = await state.open()
@@ -66,10 +69,14 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
     await control.restore(records)
     server = ControlServer(control, paths.socket)
     await server.start()
+    port = MetricsPort(control.metrics, metrics_port) if metrics_port is not None else None
     rounds = Rounds(control, LocalResourceManager(), paths=paths, lock=lock, more=(control.remove_downed,))
     making_rounds = asyncio.create_task(rounds.run())
     try:
         stop = asyncio.Event()
+        if port is not None:
+            await port.open()
+            log.info("metrics are at http://%s:%d/metrics", HOST, port.port)
         _on_signals(control, stop, background=background)
         log.info("fleetctl daemon (pid %d) looks after %s", os.getpid(), paths.root)
         _report(None)
@@ -84,6 +91,8 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
     finally:
         making_rounds.cancel()
         rounds.close()
+        if port is not None:
+            await port.close()
         await server.stop()
         await control.close()
         await state.close()

@@ -194,6 +194,8 @@ class _App:
             body=api.parse_body(request.scope["fleetctl.body"], operation),
         )
         answer = await operation.run(call)
+        if isinstance(answer, str):
+            return Response(answer.encode(), media_type=operation.media)
         return _json(answer) if isinstance(answer, dict) else await self._stream(answer)
 
     async def _body(self, request: Request) -> bytes:

@@ -462,13 +462,21 @@ class Connection:
 
     def request(self, method: str, target: str, body: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
         """The decoded answer to one request. `target` is the path with its query, already quoted."""
-        seconds = self.timeout if timeout is None else timeout
+        return _decode(*self._ask(method, target, body, self.timeout if timeout is None else timeout))
+
+    def text(self, target: str) -> str:
+        """An answer that is no JSON."""
+        status, raw = self._ask("GET", target, None, self.timeout)
+        if status >= 400:
+            _decode(status, raw)
+        return raw.decode("utf-8", "replace")
+
+    def _ask(self, method: str, target: str, body: Mapping[str, Any] | None, seconds: float) -> tuple[int, bytes]:
         with self._turn:
             try:
-                status, raw = self._exchange(_request(method, target, body), monotonic() + seconds, repeatable=method == "GET")
+                return self._exchange(_request(method, target, body), monotonic() + seconds, repeatable=method == "GET")
             except (OSError, _Lost, _NotHttp) as error:
                 raise _explained(error, self.path, seconds) from error
-        return _decode(status, raw)
 
     def _exchange(self, request: bytes, deadline: float, *, repeatable: bool) -> tuple[int, bytes]:
         if channel := self._kept():

@@ -169,6 +169,7 @@ class LocalStateManager:
         self._rows: dict[str, tuple[str, str]] = {}
         self._since_prune = 0
         self.trouble: str | None = None
+        self.failures = 0  # changes and reads that the disk refused
         """What is wrong with the database, or was: the last one set aside. For people."""
 
     async def open(self) -> list[Agent]:
@@ -245,8 +246,10 @@ class LocalStateManager:
                 self._set_aside(error)
                 return work()
         except sqlite3.Error as error:
+            self.failures += 1
             raise StateDirectoryError(f"{self.paths.database}: {error}") from error
         except OSError as error:
+            self.failures += 1
             raise StateDirectoryError(f"{error.filename or self.paths.root}: {error.strerror}") from error
 
     def _connected(self) -> sqlite3.Connection:

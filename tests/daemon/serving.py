@@ -136,6 +136,9 @@ class FakeControl:
         tree = [{"pid": 4711, "ppid": 1, "state": "S", "command": "sleep 60"}]
         return {**agent(), **more, "schema": "fleetctl/agent/v1", "state_directory": "/s", "processes": tree}
 
+    async def metrics(self) -> str:
+        return "# HELP up Always.\n# TYPE up gauge\nup 1\n"
+
     def _change(self, dry_run: bool) -> Json:
         return {
             "schema": "fleetctl/change/v1",
