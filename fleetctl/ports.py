@@ -6,7 +6,21 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from fleetctl.models import Agent, Event, Exit, FleetSpec, Found, Identity, Probe, ProcessRef, ScalingDecision, Usage
+from fleetctl.models import (
+    Agent,
+    Checkpoint,
+    CheckpointsSpec,
+    Event,
+    Exit,
+    FleetSpec,
+    Found,
+    Identity,
+    Probe,
+    ProcessRef,
+    Saved,
+    ScalingDecision,
+    Usage,
+)
 
 
 class Clock(Protocol):
@@ -82,6 +96,56 @@ class StateManager(Protocol):
     """What must outlive the daemon. Every method returns once the change is on disk; raises StateDirectoryError."""
 
     async def save(
+class CheckpointStore(Protocol):
+    """Keeps what agents keep: each checkpoint whole, or not there. Its methods raise StateDirectoryError where the disk does not take it.
+
+    One agent's are called one after the other.
+    """
+
+    def keeps_nothing(self, agent: Agent) -> bool:
+        """Whether the agent's STATE_DIRECTORY is empty, told by one look."""
+        ...
+
+    async def prepare(self, agent: Agent) -> None:
+        """Have an empty folder where the agent's FLEETCTL_CHECKPOINT_DIR points."""
+        ...
+
+    async def command(self, agent: Agent, spec: FleetSpec) -> None:
+        """Have `checkpoints.command` write there what is to be saved. Raises FleetctlError where it fails or takes too long."""
+        ...
+
+    async def save(self, agent: Agent, spec: CheckpointsSpec, *, checkpoint_id: str, reason: str, commanded: bool = False) -> Saved:
+        """Save what it keeps, what was written for the checkpoint, and its resume token, under this id, and remove older ones as asked.
+
+        `commanded`: what was written is all there is to save. A checkpoint that has this id already becomes the new one in one step, and
+        goes where nothing is left to save; what the agent has no folder for any more stays in it as it is.
+        """
+        ...
+
+    async def clear(self, agent: Agent) -> None:
+        """Remove what it keeps, in one step."""
+        ...
+
+    async def fill(self, agent: Agent) -> None:
+        """Give an agent that has none yet the STATE_DIRECTORY of the checkpoint that its `restore` names.
+
+        Raises UnknownCheckpoint, CheckpointDamaged.
+        """
+        ...
+
+    async def find(self, checkpoint_id: str) -> Checkpoint:
+        """A checkpoint, with every byte of it checked. Raises UnknownCheckpoint, CheckpointDamaged."""
+        ...
+
+    async def checkpoints(self, fleet: str | None = None, agent_id: str | None = None) -> Sequence[Checkpoint]:
+        """All of a fleet, or of one agent, oldest first."""
+        ...
+
+    async def remove(self, checkpoint_id: str) -> None:
+        """Raises UnknownCheckpoint."""
+        ...
+
+
         self,
         agents: Iterable[Agent] = (),
         *,

@@ -6,6 +6,7 @@ event loop whose time is a `FakeClock`: nothing ever waits for real, and "until 
 """
 
 import asyncio
+import hashlib
 import json
 import selectors
 import signal
@@ -14,8 +15,25 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fleetctl.errors import SpawnFailed, StateDirectoryError
-from fleetctl.models import Agent, Event, Exit, FleetSpec, Found, Identity, Probe, ProcessRef, ScalingDecision, Usage, to_json
+from fleetctl.errors import FleetctlError, SpawnFailed, StateDirectoryError, UnknownCheckpoint
+from fleetctl.models import (
+    Agent,
+    Checkpoint,
+    CheckpointKind,
+    CheckpointsSpec,
+    Event,
+    Exit,
+    FleetSpec,
+    Found,
+    Identity,
+    Probe,
+    ProcessRef,
+    Saved,
+    SavedFile,
+    ScalingDecision,
+    Usage,
+    to_json,
+)
 
 T = TypeVar("T")
 
@@ -349,6 +367,114 @@ class FakeStateManager:
     """`ports.StateManager` in memory. What it holds is what would be on disk: all a test has left after a kill -9.
 
     `fails`: asked for each attempt to write, numbered from 0; while it says True, writes raise StateDirectoryError and change
+class FakeCheckpointStore:
+    """`ports.CheckpointStore` in memory. Like a disk it outlives the daemon.
+
+    `states`: what each agent keeps, as the content of files by their names; None of an agent that has no STATE_DIRECTORY. `written`: the
+    same of what was written for its checkpoint. `fails`: asked for each attempt to save, fill or clear, numbered from 0; while it says
+    True, they raise StateDirectoryError and change nothing. `seconds`: how long each takes. `command_error`: what the command ends with.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.states: dict[str, dict[str, bytes]] = {}
+        self.written: dict[str, dict[str, bytes]] = {}
+        self.saved: dict[str, tuple[Checkpoint, dict[str, bytes]]] = {}
+        self.fails: Callable[[int], bool] = lambda attempt: False
+        self.attempts = 0
+        self.seconds = 0.0
+        self.command_error = ""
+        self.commanded: list[str] = []
+        self._clock = clock
+
+    def keeps_nothing(self, agent: Agent) -> bool:
+        return not self.states.get(agent.id) and not self.written.get(agent.id)
+
+    async def prepare(self, agent: Agent) -> None:
+        self.written[agent.id] = {}
+
+    async def command(self, agent: Agent, spec: FleetSpec) -> None:
+        await asyncio.sleep(self.seconds)
+        self.commanded.append(agent.id)
+        if self.command_error:
+            raise FleetctlError(f"checkpoints.command: {self.command_error}")
+        self.written[agent.id] = {"dump": b"by the command"}
+
+    async def save(self, agent: Agent, spec: CheckpointsSpec, *, checkpoint_id: str, reason: str, commanded: bool = False) -> Saved:
+        await self._try()
+        known = self.saved.get(checkpoint_id)
+        content = {} if commanded else self._part("state/", self.states.get(agent.id), known)
+        content |= self._part("written/", self.written.get(agent.id) or None, known)
+        if sum(map(len, content.values())) > spec.max_bytes:
+            return Saved(checkpoint=known[0] if known else None, complete=False, problem="it is too large and stays where it is")
+        if not content and not agent.resume_token:
+            self.saved.pop(checkpoint_id, None)
+            return Saved(checkpoint=None)
+        if known is None or (known[1], known[0].resume_token) != (content, agent.resume_token):
+            files = CheckpointKind.COMMAND if commanded or (known and known[0].kind is CheckpointKind.COMMAND) else CheckpointKind.FILES
+            checkpoint = Checkpoint(
+                id=checkpoint_id,
+                fleet=agent.fleet,
+                agent_id=agent.id,
+                slot=agent.slot,
+                spec_hash=agent.spec_hash,
+                created_at=self._clock.time(),
+                reason=reason,
+                kind=files if content else CheckpointKind.TOKEN,
+                resume_token=agent.resume_token,
+                files=tuple(
+                    SavedFile(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), mode=0o644)
+                    for path, data in sorted(content.items())
+                ),
+                keep_seconds=spec.keep_seconds,
+            )
+            self.saved[checkpoint_id] = (checkpoint, content)
+        mine = [one for one, (checkpoint, _) in self.saved.items() if checkpoint.agent_id == agent.id]
+        for old in mine[: -spec.keep]:
+            del self.saved[old]
+        return Saved(checkpoint=self.saved[checkpoint_id][0], complete=not commanded)
+
+    async def clear(self, agent: Agent) -> None:
+        await self._try()
+        self.states.pop(agent.id, None)
+        self.written.pop(agent.id, None)
+
+    async def fill(self, agent: Agent) -> None:
+        await self._try()
+        if agent.id not in self.states:
+            _, content = self._known(agent.restore.partition("/")[2])
+            self.states[agent.id] = {path.removeprefix("state/"): data for path, data in content.items() if path.startswith("state/")}
+
+    async def find(self, checkpoint_id: str) -> Checkpoint:
+        return self._known(checkpoint_id)[0]
+
+    async def checkpoints(self, fleet: str | None = None, agent_id: str | None = None) -> list[Checkpoint]:
+        every = (checkpoint for checkpoint, _ in self.saved.values())
+        return [one for one in every if fleet in (None, one.fleet) and agent_id in (None, one.agent_id)]
+
+    async def remove(self, checkpoint_id: str) -> None:
+        self._known(checkpoint_id)
+        del self.saved[checkpoint_id]
+
+    def _known(self, checkpoint_id: str) -> tuple[Checkpoint, dict[str, bytes]]:
+        if checkpoint_id not in self.saved:
+            raise UnknownCheckpoint(f"no checkpoint {checkpoint_id}")
+        return self.saved[checkpoint_id]
+
+    def _part(self, top: str, there: dict[str, bytes] | None, known: tuple[Checkpoint, dict[str, bytes]] | None) -> dict[str, bytes]:
+        """What is there, or where nothing is what the checkpoint has of it."""
+        if there is None:
+            return {path: data for path, data in known[1].items() if path.startswith(top)} if known else {}
+        return {f"{top}{name}": data for name, data in there.items()}
+
+    async def _try(self) -> None:
+        """One attempt: others run before it, so that whoever waits for it can be cancelled."""
+        await asyncio.sleep(self.seconds)
+        attempt = self.attempts
+        self.attempts += 1
+        if self.fails(attempt):
+            raise StateDirectoryError("no space left on device (a test says so)")
+
+
     nothing.
     """
 

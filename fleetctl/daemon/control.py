@@ -22,7 +22,8 @@ from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import logread, procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.paths import Paths
-from fleetctl.host.probes import LocalProber, check_probes, end_leftover_probes
+from fleetctl.host.commands import end_leftovers
+from fleetctl.host.probes import LocalProber, check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
 from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Usage, to_json
@@ -57,7 +58,7 @@ class Control:
 
     async def restore(self, records: Sequence[Agent]) -> None:
         """Bring back the fleets that are wished for, with every agent that still runs."""
-        end_leftover_probes(self.paths.root)
+        end_leftovers(self.paths.root)
         found = self.lifecycle.find()
         for stored in read_wishes(self.paths):
             if stored["spec"].get("name") != stored["name"]:  # a copy somebody made: two of a name would fight over the agents

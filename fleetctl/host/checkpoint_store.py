@@ -17,12 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-from fleetctl.errors import CheckpointDamaged, FleetctlError, UnknownCheckpoint
-from fleetctl.host import checkpoints, trees
+from fleetctl.errors import CheckpointDamaged, FleetctlError, SpawnFailed, UnknownCheckpoint
+from fleetctl.host import checkpoints, commands, trees
 from fleetctl.host.checkpoints import MANIFEST, PARTIAL, STATE, TOPS, Place, discard, names_in, opened, prune_folders, remove_tree, told
 from fleetctl.host.paths import Paths
+from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.trees import TooLarge, Tree, Walk
-from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Checkpoint, CheckpointKind, CheckpointsSpec, Saved
+from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Checkpoint, CheckpointKind, CheckpointsSpec, FleetSpec, Saved
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,14 +31,15 @@ T = TypeVar("T")
 _ROUNDING_BYTES = 1 << 40  # for trees of our own, whose size was checked when they were saved
 _THREADS = 4
 _RENAME_EXCHANGE = 2
+_SAID_BYTES = 300
 _OLD = ".old"
 
 
 class LocalCheckpointStore:
     """`ports.CheckpointStore` in one state directory."""
 
-    def __init__(self, paths: Paths) -> None:
-        self._paths = paths
+    def __init__(self, lifecycle: LocalLifecycleManager) -> None:
+        self._lifecycle, self._paths = lifecycle, lifecycle.paths
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoints")
         self._stop = threading.Event()
 
@@ -70,8 +72,24 @@ class LocalCheckpointStore:
                 return False
         return True
 
-    async def prepare(self, agent: Agent) -> str:
-        return await self._in_thread(self._prepare, agent)
+    async def prepare(self, agent: Agent) -> None:
+        await self._in_thread(self._prepare, agent)
+
+    async def command(self, agent: Agent, spec: FleetSpec) -> None:
+        seconds, output = spec.graceful_drain.checkpoint_timeout_seconds, os.memfd_create("output", os.MFD_CLOEXEC)
+        try:
+            async with asyncio.timeout(seconds):
+                ended = await commands.run(spec.checkpoints.command, agent, spec, self._lifecycle, output=output)
+            trouble = "" if ended.code == 0 else str(ended)
+        except TimeoutError:
+            trouble = f"not done after {seconds:g} s"
+        except (OSError, SpawnFailed) as error:
+            trouble = f"cannot be run: {getattr(error, 'strerror', None) or error}"
+        finally:
+            said = _last_line(output)
+            os.close(output)
+        if trouble:
+            raise FleetctlError(f"checkpoints.command: {trouble}{': ' * bool(said)}{said}")
 
     async def save(self, agent: Agent, spec: CheckpointsSpec, *, checkpoint_id: str, reason: str, commanded: bool = False) -> Saved:
         return await self._in_thread(self._save, agent, spec, checkpoint_id, reason, commanded)
@@ -100,12 +118,11 @@ class LocalCheckpointStore:
 
     # -- what is done in a thread
 
-    def _prepare(self, agent: Agent) -> str:
+    def _prepare(self, agent: Agent) -> None:
         folder = self._paths.agent_checkpoint(agent.id)
         with told(self._paths):
             remove_tree(folder)
             os.mkdir(folder, 0o700)
-        return folder
 
     def _save(self, agent: Agent, spec: CheckpointsSpec, checkpoint_id: str, reason: str, commanded: bool) -> Saved:
         place = Place(fleet=agent.fleet, agent_id=agent.id, id=checkpoint_id)
@@ -336,6 +353,14 @@ class _Saving:
         missing = next((note for note in tree.notes if " is missing: " in note), "")
         problem = self._problem or missing
         return Saved(checkpoint=checkpoint, complete=tree.complete and not self._problem and not self._commanded, problem=problem)
+
+
+def _last_line(fd: int) -> str:
+    """The last thing that was written, as one harmless line."""
+    size = os.fstat(fd).st_size
+    lines = os.pread(fd, _SAID_BYTES, max(0, size - _SAID_BYTES)).decode(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return " ".join("".join(char if char.isprintable() else " " for char in last).split())
 
 
 def _write_file(folder: int, name: str, data: bytes) -> None:

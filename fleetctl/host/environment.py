@@ -35,9 +35,10 @@ STATE_DIR, FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST = (
     "FLEETCTL_CLAIM",
     "FLEETCTL_TRUST",
 )
+CHECKPOINT_DIR, RESTORE = "FLEETCTL_CHECKPOINT_DIR", "FLEETCTL_RESTORE"
 
 
-OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST, "STATE_DIRECTORY")
+OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST, CHECKPOINT_DIR, RESTORE, "STATE_DIRECTORY")
 """What makes an agent an agent, and is to be found in no other process's environment."""
 
 
@@ -58,13 +59,15 @@ def build(
         | _listening(agent, spec)
         | {
             "STATE_DIRECTORY": state_directory,
+            CHECKPOINT_DIR: f"{state_directory}.checkpoint",
+            **({RESTORE: f"{state_root}/checkpoints/{agent.fleet}/{agent.restore}"} if agent.restore else {}),
             STATE_DIR: state_root,
             FLEET: agent.fleet,
             AGENT_ID: agent.id,
             SLOT: str(agent.slot),
             TOKEN: agent.token,
             SPEC_HASH: agent.spec_hash,
-            LAUNCH: "warm" if agent.pooled else "cold",
+            LAUNCH: "restore" if agent.restore else "warm" if agent.pooled else "cold",
             CLAIM: claim_path,
             TRUST: str(spec.trust_level),
         }

@@ -77,14 +77,7 @@ class LocalLifecycleManager:
         try:
             for folder in (state_directory, self.paths.locks):  # the second too: somebody may have cleared run/
                 os.makedirs(folder, mode=0o700, exist_ok=True)
-            environ = environment.build(
-                agent,
-                spec,
-                state_root=self.paths.root,
-                state_directory=state_directory,
-                claim_path=self.paths.agent_claim(agent.id),
-                notify_socket=self.paths.notify,
-            )
+            environ = self.environment_of(agent, spec)
             with contextlib.ExitStack() as stack:
                 lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id)))
                 _take(lock, agent)
@@ -152,6 +145,17 @@ class LocalLifecycleManager:
         """How many connections wait in the fleet's sockets; None where it has none, or the kernel does not tell."""
         known = [waiting for waiting in self.sockets.backlogs(spec).values() if waiting is not None]
         return sum(known) if known else None
+
+    def environment_of(self, agent: Agent, spec: FleetSpec) -> dict[str, str]:
+        """What the agent finds in it. Raises SpawnFailed."""
+        return environment.build(
+            agent,
+            spec,
+            state_root=self.paths.root,
+            state_directory=self.paths.agent_state(agent.id),
+            claim_path=self.paths.agent_claim(agent.id),
+            notify_socket=self.paths.notify,
+        )
 
     def check(self, spec: FleetSpec) -> None:
         """Raise ConfigError where a secret or the `env_file` of the spec cannot be read, as an agent's start would find out."""

@@ -20,7 +20,7 @@ from fleetctl.errors import CheckpointDamaged, FleetctlError, StateDirectoryErro
 from fleetctl.host import checkpoint_store, checkpoints, trees
 from fleetctl.host.checkpoint_store import LocalCheckpointStore
 from fleetctl.host.checkpoints import Place
-from fleetctl.host.paths import Paths
+from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.models import Agent, Checkpoint, CheckpointKind, CheckpointsSpec, Saved
 
 ID = "20261125t004530-ab3de"
@@ -40,10 +40,11 @@ class Disk:
     """A state directory with one agent's STATE_DIRECTORY in it."""
 
     def __init__(self, root: str) -> None:
-        self.paths = Paths(root)
+        lifecycle = LocalLifecycleManager(root)
+        self.paths = lifecycle.paths
         self.paths.prepare()
         self.agent = an_agent()
-        self.store = LocalCheckpointStore(self.paths)
+        self.store = LocalCheckpointStore(lifecycle)
         self.state = Path(self.paths.agent_state(self.agent.id))
         self.state.mkdir()
         self.place = Place(fleet="web", agent_id=self.agent.id, id=ID)
@@ -63,6 +64,10 @@ class Disk:
         found = self.save().checkpoint
         assert found is not None
         return found
+
+    def prepared(self) -> Path:
+        asyncio.run(self.store.prepare(self.agent))
+        return Path(self.paths.agent_checkpoint(self.agent.id))
 
     def verify(self) -> Checkpoint:
         return checkpoints.verify(self.paths, self.place)
@@ -341,7 +346,7 @@ def test_a_damaged_checkpoint_is_saved_anew(disk: Disk) -> None:
 
 def test_what_a_command_wrote_is_the_checkpoint_and_is_kept_when_the_state_is_added(disk: Disk) -> None:
     disk.write("live.db", "torn")
-    written = Path(asyncio.run(disk.store.prepare(disk.agent)))
+    written = disk.prepared()
     (written / "dump").write_text("whole")
     saved = disk.save(commanded=True)
     assert saved.checkpoint is not None
@@ -357,9 +362,8 @@ def test_what_a_command_wrote_is_the_checkpoint_and_is_kept_when_the_state_is_ad
 
 
 def test_a_command_finds_an_empty_folder(disk: Disk) -> None:
-    folder = asyncio.run(disk.store.prepare(disk.agent))
-    Path(folder, "old").touch()
-    assert os.listdir(asyncio.run(disk.store.prepare(disk.agent))) == []
+    (disk.prepared() / "old").touch()
+    assert os.listdir(disk.prepared()) == []
 
 
 # ---- damage: (what was done to it, what the refusal says)

@@ -13,8 +13,9 @@ import pytest
 
 from fleetctl.errors import ConfigError
 from fleetctl.host import procfs
+from fleetctl.host.commands import MARK, end_leftovers
 from fleetctl.host.paths import Paths
-from fleetctl.host.probes import PROBE, LocalProber, check_probes, end_leftover_probes
+from fleetctl.host.probes import LocalProber, check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.models import Agent, FleetSpec, Probe, ReadinessSpec
 from tests.helpers import wait_until
@@ -159,6 +160,7 @@ def test_a_running_probe_is_no_remainder_of_an_agent_and_is_not_reaped_by_others
     """In a process of its own, because it takes the orphans of its descendants."""
     story = f"""
 import asyncio
+from fleetctl.host.commands import MARK, end_leftovers
 from fleetctl.host.paths import Paths
 from fleetctl.host.probes import LocalProber
 from fleetctl.host.process import LocalLifecycleManager, become_subreaper
@@ -193,12 +195,12 @@ asyncio.run(main())
 
 
 def test_what_a_killed_daemon_had_running_is_ended_by_the_next(state_dir: str) -> None:
-    environ = {"PATH": os.environ["PATH"], PROBE: secrets.token_hex(8)}
+    environ = {"PATH": os.environ["PATH"], MARK: secrets.token_hex(8)}
     ours = subprocess.Popen(["sleep", "600"], env={**environ, "FLEETCTL_STATE_DIR": state_dir}, start_new_session=True)
     other = subprocess.Popen(["sleep", "600"], env={**environ, "FLEETCTL_STATE_DIR": f"{state_dir}2"}, start_new_session=True)
     try:
-        wait_until(lambda: all(PROBE in procfs.environ(child.pid) for child in (ours, other)))
-        end_leftover_probes(state_dir)
+        wait_until(lambda: all(MARK in procfs.environ(child.pid) for child in (ours, other)))
+        end_leftovers(state_dir)
         assert ours.wait(timeout=5) == -signal.SIGKILL
         assert other.poll() is None
     finally:

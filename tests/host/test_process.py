@@ -235,6 +235,7 @@ def test_a_process_gets_what_is_allowed_and_asked_for_and_nothing_else(
         assert {name: value for name, value in environ.items() if name.startswith("FLEETCTL_")} == {
             "FLEETCTL_STATE_DIR": world.paths.root,
             "FLEETCTL_CLAIM": world.paths.agent_claim(agent.id),
+            "FLEETCTL_CHECKPOINT_DIR": world.paths.agent_checkpoint(agent.id),
             "FLEETCTL_TRUST": "standard",
             "FLEETCTL_FLEET": "demo",
             "FLEETCTL_AGENT_ID": agent.id,
