@@ -92,10 +92,6 @@ class Prober(Protocol):
         ...
 
 
-class StateManager(Protocol):
-    """What must outlive the daemon. Every method returns once the change is on disk; raises StateDirectoryError."""
-
-    async def save(
 class CheckpointStore(Protocol):
     """Keeps what agents keep: each checkpoint whole, or not there. Its methods raise StateDirectoryError where the disk does not take it.
 
@@ -146,6 +142,10 @@ class CheckpointStore(Protocol):
         ...
 
 
+class StateManager(Protocol):
+    """What must outlive the daemon. Every method returns once the change is on disk; raises StateDirectoryError."""
+
+    async def save(
         self,
         agents: Iterable[Agent] = (),
         *,

@@ -363,10 +363,6 @@ class FakeProber:
         return None if answer < timeout_seconds else f"no answer in {timeout_seconds:g} s"
 
 
-class FakeStateManager:
-    """`ports.StateManager` in memory. What it holds is what would be on disk: all a test has left after a kill -9.
-
-    `fails`: asked for each attempt to write, numbered from 0; while it says True, writes raise StateDirectoryError and change
 class FakeCheckpointStore:
     """`ports.CheckpointStore` in memory. Like a disk it outlives the daemon.
 
@@ -475,6 +471,10 @@ class FakeCheckpointStore:
             raise StateDirectoryError("no space left on device (a test says so)")
 
 
+class FakeStateManager:
+    """`ports.StateManager` in memory. What it holds is what would be on disk: all a test has left after a kill -9.
+
+    `fails`: asked for each attempt to write, numbered from 0; while it says True, writes raise StateDirectoryError and change
     nothing.
     """
 

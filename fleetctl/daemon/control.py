@@ -21,8 +21,8 @@ from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageErr
 from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import logread, procfs
 from fleetctl.host.clock import SystemClock
-from fleetctl.host.paths import Paths
 from fleetctl.host.commands import end_leftovers
+from fleetctl.host.paths import Paths
 from fleetctl.host.probes import LocalProber, check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
