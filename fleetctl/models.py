@@ -506,6 +506,14 @@ class Exit:
         return "exit status unknown" if self.code is None else f"exit {self.code}"
 
 
+class Saving(StrEnum):
+    """What is to be saved of an agent before it is asked to stop: nothing, what it keeps as it is, or what it writes when asked to."""
+
+    NO = "no"
+    COPY = "copy"
+    ASK = "ask"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
     """One agent as the supervisor knows it. Times named `_at` are Unix seconds; `_deadline` and `_clock` are seconds of the boot's clock.
@@ -521,6 +529,8 @@ class Agent:
     `draining_since`: when it was asked to stop, a `_clock`; `failing`: why it is stopped though nobody asked for that.
     `aware`: it speaks the agent contract's level 2, so it reads its claim; `resume_token`: what it said to go on from, opaque.
     `blocked`: why it cannot work before `blocked_until`, a Unix time, such as a rate limit: no failure of its own.
+    `saving`: it is not asked to stop before that is done; `checkpoint`: id of the one that its stop makes, or has made.
+    `restore`: AGENT/ID of the checkpoint that its process starts from, until one of them has been ready.
     """
 
     id: str
@@ -559,6 +569,9 @@ class Agent:
     resume_token: str = ""
     blocked: str = ""
     blocked_until: float | None = None
+    saving: Saving = Saving.NO
+    checkpoint: str = ""
+    restore: str = ""
     note: str = ""
 
 
@@ -661,14 +674,6 @@ class CheckpointKind(StrEnum):
     FILES = "files"
     TOKEN = "token"
     COMMAND = "command"
-
-
-class Saving(StrEnum):
-    """What is to be saved of an agent before it is asked to stop: nothing, what it keeps as it is, or what it writes when asked to."""
-
-    NO = "no"
-    COPY = "copy"
-    ASK = "ask"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -788,6 +793,7 @@ def agent_from_json(data: Mapping[str, Any]) -> Agent:
             **known,
             "state": AgentState(data["state"]),
             "replace": Replace(data["replace"]),
+            "saving": Saving(data.get("saving", Saving.NO)),
             "failures": tuple(data["failures"]),
             "process": ProcessRef(**process) if process else None,
             "last_exit": Exit(**last) if last else None,
