@@ -472,6 +472,12 @@ class FleetSpec:
     def stop_signal_number(self) -> int:
         return int(signal.Signals["SIG" + self.stop_signal.removeprefix("SIG")])
 
+    @property
+    def drain_signal_number(self) -> int:
+        """What asks an agent to finish."""
+        wanted = self.graceful_drain.drain_signal or self.stop_signal
+        return int(signal.Signals["SIG" + wanted.removeprefix("SIG")])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessRef:
@@ -530,6 +536,7 @@ class Agent:
     `aware`: it speaks the agent contract's level 2, so it reads its claim; `resume_token`: what it said to go on from, opaque.
     `blocked`: why it cannot work before `blocked_until`, a Unix time, such as a rate limit: no failure of its own.
     `saving`: it is not asked to stop before that is done; `checkpoint`: id of the one that its stop makes, or has made.
+    `wish_shrunk`: drained, and so many replicas are wished since; None once that is in the stored wish.
     `restore`: AGENT/ID of the checkpoint that its process starts from, until one of them has been ready.
     """
 
@@ -562,6 +569,7 @@ class Agent:
     pooled: bool = False
     resume_owed: bool = False
     wish_owed: int = 0
+    wish_shrunk: int | None = None
     claimed: bool = False
     stale_deadline: float | None = None
     from_warm_pool: bool = False
