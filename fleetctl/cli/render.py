@@ -5,7 +5,7 @@ Cheap to import: nothing here needs rich.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Segment = tuple[str, str]
@@ -208,8 +208,8 @@ def telling_first(note: str) -> str:
 
 
 def note_text(agent: Object) -> str:
-    """The note; an instance of the warm pool says that it is one, because it counts for nothing else."""
-    return "; ".join(filter(None, ["in the warm pool" if agent["pooled"] else "", agent["note"]]))
+    """The note, else what the agent says of itself; an instance of the warm pool says that it is one, as it counts for nothing else."""
+    return "; ".join(filter(None, ["in the warm pool" if agent["pooled"] else "", agent["note"] or agent["status_text"]]))
 
 
 def state_style(agent: Object) -> str:
@@ -386,6 +386,18 @@ def fields(pairs: Sequence[tuple[str, object]], width: int | None = None) -> lis
     return [clip([(f"{name + ':':<{wide + 1}}  ", "bold"), (clean(or_dash(value)), "")], width) for name, value in pairs]
 
 
+def _said(agent: Object) -> Iterator[tuple[str, object]]:
+    """What the agent told of itself, where it told anything."""
+    if agent["status_text"] and agent["note"]:
+        yield "Says", agent["status_text"]
+    work = [("active", "in work"), ("slots", "at most"), ("pending", "waiting")]
+    if any(agent[key] is not None for key, _ in work):
+        yield "Work", ", ".join(f"{agent[key]} {word}" for key, word in work if agent[key] is not None)
+    if agent["dropped_messages"]:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in agent["dropped_by_reason"].items())
+        yield "Messages", f"{agent['dropped_messages']} dropped: {reasons}"
+
+
 def agent_lines(agent: Object, width: int | None) -> list[Line]:
     """All that is known about one agent."""
     lines = fields(
@@ -394,6 +406,7 @@ def agent_lines(agent: Object, width: int | None) -> list[Line]:
             ("Fleet", f"{agent['fleet']}, slot {agent['slot']}"),
             ("State", state_text(agent)),
             ("Note", note_text(agent)),
+            *_said(agent),
             ("Pid", agent["pid"]),
             ("Uptime", duration(agent["uptime_seconds"])),
             ("CPU", percent(agent["cpu_percent"])),

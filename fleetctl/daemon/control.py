@@ -16,6 +16,7 @@ from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import with_acquired
 from fleetctl.daemon import metrics
+from fleetctl.daemon.hearing import Hearing
 from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
@@ -40,6 +41,7 @@ class Control:
     def __init__(self, paths: Paths, state: LocalStateManager, lifecycle: LocalLifecycleManager, *, mode: Mode = Mode.RUN) -> None:
         self.paths, self.state, self.lifecycle = paths, state, lifecycle
         self.fleets: dict[str, Fleet] = {}
+        self.hearing = Hearing(lifecycle, self.fleets)
         self.usage: Mapping[str, Usage] = {}
         self.notes: list[str] = []
         self._tally = metrics.Tally()
@@ -239,7 +241,8 @@ class Control:
             for agent in fleet.agents:
                 if agent.id == agent_id:
                     now, wall = self._clock.monotonic(), self._clock.time()
-                    return inspected(fleet, agent, self.usage.get(agent_id), self.paths, now=now, wall=wall)
+                    usage, dropped = self.usage.get(agent_id), self.hearing.dropped(agent_id)
+                    return inspected(fleet, agent, usage, self.paths, now=now, wall=wall, dropped=dropped)
         raise NotFound(f"no agent {agent_id}")
 
     async def history(self, fleet: str | None, limit: int) -> Json:
@@ -428,7 +431,7 @@ class Control:
         return {"schema": "fleetctl/shutdown/v1", "mode": mode}
 
     def _view(self, fleet: Fleet) -> Json:
-        return fleet_view(fleet, self.usage, now=self._clock.monotonic(), wall=self._clock.time())
+        return fleet_view(fleet, self.usage, now=self._clock.monotonic(), wall=self._clock.time(), dropped=self.hearing.dropped)
 
     def _find(self, name: str) -> Fleet:
         try:

@@ -66,11 +66,13 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
     records = await state.open()
     control = Control(paths, state, LocalLifecycleManager(paths, umask=umask, owns_all_children=True), mode=mode)
     _raise_file_limit()  # after the lifecycle manager has seen the limit that agents are to get
+    control.hearing.open()  # before the first agent that may say something, however fast it is
     await control.restore(records)
+    control.hearing.listen()
     server = ControlServer(control, paths.socket)
     await server.start()
     port = MetricsPort(control.metrics, metrics_port) if metrics_port is not None else None
-    rounds = Rounds(control, LocalResourceManager(), paths=paths, lock=lock, more=(control.remove_downed,))
+    rounds = Rounds(control, LocalResourceManager(), paths=paths, lock=lock, more=(control.remove_downed, control.hearing.keep_open))
     making_rounds = asyncio.create_task(rounds.run())
     try:
         stop = asyncio.Event()
@@ -94,6 +96,7 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
         if port is not None:
             await port.close()
         await server.stop()
+        control.hearing.close()
         await control.close()
         await state.close()
 

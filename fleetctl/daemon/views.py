@@ -1,9 +1,10 @@
 """Fleets, agents and changes as the JSON values that the control socket tells; docs of the fields are in `wire`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from fleetctl.core.contract import Report
 from fleetctl.fleet import Fleet
 from fleetctl.host import metrics
 from fleetctl.host.paths import Paths
@@ -12,8 +13,11 @@ from fleetctl.models import Agent, AgentState, Replace, Usage
 Json = dict[str, Any]  # Any: JSON values
 
 
-def fleet_view(fleet: Fleet, usage: Mapping[str, Usage], *, now: float, wall: float) -> Json:
-    """A fleet as `status` shows it. `now`: the boot's clock; `wall`: Unix time."""
+def fleet_view(
+    fleet: Fleet, usage: Mapping[str, Usage], *, now: float, wall: float, dropped: Callable[[str], Mapping[str, int]] = lambda agent_id: {}
+) -> Json:
+    """A fleet as `status` shows it. `now`: the boot's clock; `wall`: Unix time; `dropped`: an agent's messages that were, by reason."""
+    reports = fleet.reports
     return {
         "name": fleet.spec.name,
         "desired_replicas": fleet.wish.replicas,
@@ -23,11 +27,16 @@ def fleet_view(fleet: Fleet, usage: Mapping[str, Usage], *, now: float, wall: fl
         "command": list(fleet.spec.command),
         "down": fleet.wish.down,
         "notes": [fleet.supervisor.trouble] if fleet.supervisor.trouble else [],
-        "agents": [agent_view(agent, usage.get(agent.id), now=now, wall=wall) for agent in fleet.agents],
+        "agents": [
+            agent_view(
+                agent, usage.get(agent.id), now=now, wall=wall, report=reports.get(agent.id), dropped=sum(dropped(agent.id).values())
+            )
+            for agent in fleet.agents
+        ],
     }
 
 
-def agent_view(agent: Agent, usage: Usage | None, *, now: float, wall: float) -> Json:
+def agent_view(agent: Agent, usage: Usage | None, *, now: float, wall: float, report: Report | None = None, dropped: int = 0) -> Json:
     """An agent as `status` and `ps` show it."""
     usage = usage if agent.process else None
     exit = agent.last_exit
@@ -51,6 +60,11 @@ def agent_view(agent: Agent, usage: Usage | None, *, now: float, wall: float) ->
         "replacing": agent.replace is not Replace.NO,
         "pooled": agent.pooled,
         "note": "; ".join(_notes(agent, usage, next_try, wall)),
+        "status_text": report.status if report else "",
+        "active": report.active if report else None,
+        "slots": report.slots if report else None,
+        "pending": report.pending if report else None,
+        "dropped_messages": dropped,
     }
 
 
@@ -66,12 +80,14 @@ def _notes(agent: Agent, usage: Usage | None, next_try: float | None, wall: floa
         yield "stopped by a signal; `kill -CONT` continues it"
 
 
-def inspected(fleet: Fleet, agent: Agent, usage: Usage | None, paths: Paths, *, now: float, wall: float) -> Json:
+def inspected(
+    fleet: Fleet, agent: Agent, usage: Usage | None, paths: Paths, *, now: float, wall: float, dropped: Mapping[str, int]
+) -> Json:
     """All that is known of one agent, as `inspect` shows it."""
-    spec = fleet.spec
+    spec, report = fleet.spec, fleet.reports.get(agent.id)
     return {
         "schema": "fleetctl/agent/v1",
-        **agent_view(agent, usage, now=now, wall=wall),
+        **agent_view(agent, usage, now=now, wall=wall, report=report, dropped=sum(dropped.values())),
         "fleet": agent.fleet,
         "created_at": rfc3339(agent.created_at),
         "started_at": rfc3339(agent.started_at) if agent.started_at else None,
@@ -81,6 +97,12 @@ def inspected(fleet: Fleet, agent: Agent, usage: Usage | None, paths: Paths, *, 
         "state_directory": paths.agent_state(agent.id),
         "processes": metrics.tree(agent.process.pid) if agent.process else [],
         "environment": sorted({*spec.environment, *spec.secret_env}),
+        "idle": report.idle if report else None,
+        "progress": report.progress if report else None,
+        "metrics": dict(report.metrics) if report else {},
+        "tokens": {"in": report.tokens[0], "out": report.tokens[1]} if report and report.tokens else None,
+        "cost": report.cost if report else None,
+        "dropped_by_reason": dict(dropped),
     }
 
 

@@ -36,6 +36,8 @@ class AgentStatus(TypedDict):
     `next_try_seconds`: until an agent in backoff or failed is started again; null where it is not. `replacing`: its process is to be
     replaced by a new one.
     `pooled`: in the warm pool, and no replica; `from_warm_pool`: a replica that was there.
+    `status_text`, `active`, `slots` and `pending` are what it last said of itself; null: never said. `dropped_messages`: how many of its
+    messages were bad or too many.
     """
 
     id: str
@@ -53,6 +55,11 @@ class AgentStatus(TypedDict):
     replacing: bool
     pooled: bool
     note: str | None
+    status_text: str
+    active: int | None
+    slots: int | None
+    pending: int | None
+    dropped_messages: int
 
 
 class Autoscaling(TypedDict):
@@ -121,7 +128,7 @@ class TreeProcess(TypedDict):
 
 
 class AgentDetail(AgentStatus):
-    """One agent in full. `environment`: names only."""
+    """One agent in full. `environment`: names only. `tokens` (in, out) and `cost` (US dollars) are totals, as the agent gave them."""
 
     schema: Literal["fleetctl/agent/v1"]
     fleet: str
@@ -133,6 +140,12 @@ class AgentDetail(AgentStatus):
     state_directory: str
     processes: list[TreeProcess]
     environment: list[str]
+    idle: bool | None
+    progress: int | None
+    metrics: dict[str, float]
+    tokens: dict[str, int] | None
+    cost: float | None
+    dropped_by_reason: dict[str, int]
 
 
 class Change(TypedDict):

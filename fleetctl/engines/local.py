@@ -399,6 +399,11 @@ def _offline_agent(agent: "Agent") -> "AgentStatus":
         "replacing": False,
         "pooled": agent.pooled,
         "note": note,
+        "status_text": "",
+        "active": None,
+        "slots": None,
+        "pending": None,
+        "dropped_messages": 0,
     }
 
 

@@ -44,7 +44,7 @@ class _Sender:
 
 
 class NotifySocket:
-    """One datagram socket for all agents of a state directory. Create and `open` it in the running loop, `close` it at the end.
+    """One datagram socket for all agents of a state directory. Create, `open`, `listen` in the running loop, and `close` it at the end.
 
     `owner_of` tells the agent that a pid belongs to, None for a stranger; `on_message` gets the agent and what it sent.
     """
@@ -55,6 +55,7 @@ class NotifySocket:
         """Messages of processes that belong to no agent."""
         self._owner_of, self._on_message = owner_of, on_message
         self._socket: socket.socket | None = None
+        self._listening = False
         self._file: tuple[int, int] | None = None
         self._senders: dict[str, _Sender] = {}
         self._muted: dict[int, tuple[float, str | None]] = {}  # pid -> until when it is not listened to, and whose it is
@@ -62,7 +63,7 @@ class NotifySocket:
         self._resting: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
-        """Listen, replacing what an earlier daemon left there. Raises StateDirectoryError."""
+        """Make the socket, replacing what an earlier daemon left there; what is sent waits. Raises StateDirectoryError."""
         folder, name = os.path.split(self.path)
         temporary = f"{folder}/.{secrets.token_hex(4)}"  # shorter than the name, whose length was checked
         fresh = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -81,10 +82,17 @@ class NotifySocket:
             raise StateDirectoryError(f"{self.path}: the socket {name} cannot be made: {error.strerror or error}") from error
         self._let_go()
         self._socket = fresh
-        asyncio.get_running_loop().add_reader(fresh.fileno(), self._drain)
+        if self._listening:
+            self.listen()
+
+    def listen(self) -> None:
+        """Hear what is sent."""
+        assert self._socket is not None
+        self._listening = True
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._drain)
 
     def ensure(self) -> None:
-        """Listen again where somebody removed or replaced the socket's file. Raises StateDirectoryError."""
+        """Make the socket anew where somebody removed or replaced its file. Raises StateDirectoryError."""
         if self._file is None or _identity(self.path) != self._file:
             self.open()
 
@@ -157,8 +165,7 @@ class NotifySocket:
 
     def _go_on(self) -> None:
         self._resting = None
-        if self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._drain)
+        self.listen()
 
     def _take(self, pid: int, data: bytes, flags: int, now: float) -> None:
         until, agent_id = self._muted.get(pid, (0.0, None))

@@ -34,6 +34,11 @@ def an_agent(number: int = 0, fleet: str = "web", **changes: Any) -> Json:
         "replacing": False,
         "pooled": False,
         "note": "",
+        "status_text": "",
+        "active": None,
+        "slots": None,
+        "pending": None,
+        "dropped_messages": 0,
         **changes,
     }
 
@@ -163,7 +168,7 @@ class FakeDaemon:
                         "cwd": "/",
                     }
                     tree = [{"pid": agent["pid"], "ppid": 1, "state": "S", "command": "sleep 60"}]
-                    rest = {"log_path": "/l", "state_directory": "/d", "processes": tree, "environment": ["PATH"]}
+                    rest = {"log_path": "/l", "state_directory": "/d", "processes": tree, "environment": ["PATH"], "dropped_by_reason": {}}
                     return {"schema": "fleetctl/agent/v1", **agent, **more, **rest}
         raise NotFound(f"no agent {agent_id}")
 

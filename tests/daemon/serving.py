@@ -37,6 +37,11 @@ def agent() -> Json:
         "replacing": False,
         "pooled": False,
         "note": "",
+        "status_text": "",
+        "active": 1,
+        "slots": 4,
+        "pending": None,
+        "dropped_messages": 0,
     }
 
 
@@ -132,6 +137,12 @@ class FakeControl:
             "cwd": "/",
             "log_path": "/l",
             "environment": ["A"],
+            "idle": None,
+            "progress": 7,
+            "metrics": {"depth": 1.5},
+            "tokens": {"in": 1200, "out": 34},
+            "cost": 0.25,
+            "dropped_by_reason": {},
         }
         tree = [{"pid": 4711, "ppid": 1, "state": "S", "command": "sleep 60"}]
         return {**agent(), **more, "schema": "fleetctl/agent/v1", "state_directory": "/s", "processes": tree}

@@ -55,6 +55,7 @@ class Ear:
         async def told() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: self.broken.append(context))
             self.socket.open()
+            self.socket.listen()
             try:
                 await story()
             finally:
@@ -178,6 +179,22 @@ def blocking_send(path: str, data: bytes) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         out.settimeout(5.0)
         out.sendto(data, path)
+
+
+def test_what_is_sent_before_it_listens_waits(state_dir: str) -> None:
+    ear = Ear(f"{state_dir}/run/notify.sock")
+
+    async def story() -> None:
+        ear.socket.open()
+        await ear.say(b"READY=1")
+        await asyncio.sleep(0.01)
+        assert ear.heard == []
+        ear.socket.listen()
+        await wait_for(lambda: ear.heard)
+        ear.socket.close()
+
+    with ear.voice:
+        asyncio.run(story())
 
 
 def test_a_barrier_opens_when_what_was_said_before_is_taken_in(ear: Ear) -> None:
