@@ -1,9 +1,9 @@
 """Starts agents' processes, watches them end, signals and kills whole process trees, and finds them again after a crash.
 
 A tree is: the leader's session, whatever carries the agent's token in its environment (a double-forked grandchild that left the
-session), whatever was once seen among its descendants, whatever still holds the agent's lock, and the descendants of all these. Every
-signal goes through a descriptor whose process was verified. Runs on the event loop's thread; one scan of /proc serves any number of
-agents.
+session) or its mark (`tag`), whatever was once seen among its descendants, whatever still holds the agent's lock, and the descendants
+of all these. Every signal goes through a descriptor whose process was verified. Runs on the event loop's thread; one scan of /proc
+serves any number of agents.
 """
 
 import asyncio
@@ -20,10 +20,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from fleetctl.addresses import filled
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
-from fleetctl.host import environment, logs, pidfd, procfs, sockets
+from fleetctl.host import environment, logs, pidfd, procfs, sockets, tag
 from fleetctl.host.launch import launch
 from fleetctl.host.paths import Paths
 from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
@@ -66,6 +67,8 @@ class LocalLifecycleManager:
         self._tokens: dict[tuple[int, int], str] = {}
         self._members: dict[str, frozenset[tuple[int, int]]] = {}
         self._owners: dict[tuple[int, int], str] = {}
+        if owns_all_children:
+            tag.shed()
         self._orphans_come_to_us = owns_all_children and _is_subreaper()
         self._suspended: dict[str, list[procfs.Stat]] = {}
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -83,6 +86,8 @@ class LocalLifecycleManager:
                 _take(lock, agent)
                 output = logs.open_log(self.paths, agent.fleet, agent.id, spec.logs)
                 stack.callback(os.close, output)
+                if self._owns_all_children:
+                    stack.enter_context(tag.worn(agent.token))
                 pid = self._execute(agent, spec, environ, output, lock)
         except OSError as error:
             raise SpawnFailed(_why_not(error, spec), permanent=error.errno not in _TRANSIENT) from error
@@ -92,6 +97,8 @@ class LocalLifecycleManager:
             raise SpawnFailed(error.message) from error
         except ValueError as error:  # a NUL in an argument or a variable
             raise SpawnFailed(f"cannot start {spec.command[0]!r}: {error}", permanent=True) from error
+        if not self._owns_all_children:  # somebody else may start something in another thread, and must not wear it
+            tag.give(pid, agent.token)
         with contextlib.suppress(OSError):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, self._file_limit)
         found = None
@@ -402,7 +409,19 @@ class LocalLifecycleManager:
             known = trees.get(found.token)
             if known is None or (known.leader is None and found.leader is not None):
                 trees[found.token] = found
-        return [*trees.values(), *self._found_by_lock({tree.agent_id for tree in trees.values()})]
+        by_lock = self._found_by_lock({tree.agent_id for tree in trees.values()})
+        return [*trees.values(), *by_lock, *self._found_by_tag({*trees, *(tree.token for tree in by_lock)})]
+
+    def _found_by_tag(self, explained: Collection[str]) -> list[Found]:
+        """Trees of which only that is left which shed session, environment and descriptors: its mark tells of it."""
+        records = {tag.of(str(record.get("token"))): (agent_id, record) for agent_id, record in self._lock_records().items()}
+        found: dict[str, Found] = {}
+        for stat in sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks):
+            mark = tag.read(stat.pid) if stat.alive and stat.sid and stat.pid != os.getpid() else None
+            tree = _found(_as_environment(*records[mark]), stat) if mark is not None and mark in records else None
+            if tree and tree.token not in explained:
+                found.setdefault(tree.token, replace(tree, leader=None))  # it is not what was started
+        return list(found.values())
 
     def _found_by_lock(self, explained: Collection[str]) -> list[Found]:
         """Trees whose processes wrote over their environment, as servers do that show a title: a held lock tells of them."""
@@ -443,11 +462,14 @@ class LocalLifecycleManager:
         sessions = {agent.process.pid: agent.id for agent in agents if agent.process and self._is_its_session(agent, stats)}
         tokens = {agent.token: agent.id for agent in agents if agent.token}
         members = {member: agent.id for agent in agents for member in self._members.get(agent.id, ())}
+        marks = {tag.of(agent.token): agent.id for agent in agents if agent.token}
         owner: dict[int, str] = {}
         for pid, stat in stats.items():
             if not stat.alive or pid == os.getpid():
                 continue
             found = sessions.get(stat.sid) or members.get((pid, stat.start_ticks)) or tokens.get(self._token(stat))
+            if found is None and stat.sid and (mark := tag.read(pid)):  # kernel threads have session 0
+                found = marks.get(mark)
             if found:
                 owner[pid] = found
         for pid in stats:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fleetctl.errors import SpawnFailed
-from fleetctl.host import pidfd, procfs
+from fleetctl.host import pidfd, procfs, tag
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.models import Agent, Exit, FleetSpec, Identity, ProcessRef
 from tests.contracts.harness import Program, RealWorld, new_agent, with_process
@@ -320,6 +320,7 @@ def test_a_process_seen_while_it_is_set_up_is_recognized_later(world: RealWorld,
         agent = await world.start_command(sys.executable, "-c", code)
         with monkeypatch.context() as early:
             early.setattr(procfs, "environ", lambda pid: {})
+            early.setattr(tag, "read", lambda pid: None)
             assert world.manager.survivors([agent])[agent.id] == (leader(agent),)
         assert len(world.manager.survivors([agent])[agent.id]) == 2
 

@@ -69,6 +69,96 @@ def test_what_an_agent_double_forked_ends_with_it(place: Place, escape: str, cra
     assert not place.processes()
 
 
+# What a daemon of the old school does, and an environment and descriptors shed as well: nothing of its agent's is left to see.
+SHEDS_EVERYTHING = """
+import os
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 1024)
+        os.execve("/bin/sleep", ["sleep", "{seconds}"], {{}})
+    os._exit(0)
+os.wait()
+os.execv("/bin/sleep", ["sleep", "{seconds}"])
+"""
+
+
+class Shedding:
+    """A fleet of one such agent, and its two processes, found by an argument of theirs."""
+
+    def __init__(self, place: Place) -> None:
+        seconds = 200_000 + os.getpid()
+        self.place, self._argument = place, f"\0{seconds}\0".encode()
+        command = python(SHEDS_EVERYTHING.format(seconds=seconds))
+        place.client.apply("shed", spec("shed", command, 1, graceful_drain={"timeout_seconds": 0.5}))
+        self.wait_up()
+
+    def pids(self) -> set[int]:
+        return set(_with_argument(self._argument))
+
+    def wait_up(self) -> None:
+        eventually(lambda: len(self.pids()) == 2 and self.place.settled("shed", 1), "the agent and what escaped from it run")
+
+
+@pytest.mark.parametrize("crashed", [False, True], ids=["same daemon", "after a crash"])
+@pytest.mark.parametrize("words", [("down",), ("scale", "shed=0")], ids=["down", "scale"])
+def test_what_shed_everything_of_its_agent_ends_with_it(place: Place, words: tuple[str, ...], crashed: bool) -> None:
+    place.start()
+    shedding = Shedding(place)
+    if crashed:
+        place.kill()
+        place.start()
+        eventually(lambda: place.settled("shed", 1), "the agent is adopted")
+    place.run(*words)
+    eventually(lambda: not place.agents(), "nothing of the fleet is left")
+    assert not shedding.pids()
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["recorded", "database lost"])
+def test_what_shed_everything_ends_though_agent_and_daemon_are_dead(place: Place, remembered: bool) -> None:
+    place.start()
+    shedding = Shedding(place)
+    before, (leader,) = shedding.pids(), place.leaders().values()
+    place.kill()
+    os.kill(leader, signal.SIGKILL)
+    if not remembered:
+        for name in ("fleetctl.db", "fleetctl.db-wal", "fleetctl.db-shm"):
+            Path(place.root, name).unlink(missing_ok=True)
+    place.start()
+    eventually(lambda: not before & shedding.pids(), "what was left over is ended")
+    shedding.wait_up()
+    place.run("down")
+    assert not shedding.pids()
+
+
+def test_what_shed_everything_ends_before_its_agent_is_replaced(place: Place) -> None:
+    place.start()
+    shedding = Shedding(place)
+    before, (leader,) = shedding.pids(), place.leaders().values()
+    os.kill(leader, signal.SIGKILL)
+    eventually(lambda: not before & shedding.pids(), "what was left over is ended")
+    shedding.wait_up()
+    place.run("down", "--now")
+    assert not shedding.pids()
+
+
+def test_an_agent_that_starts_the_next_daemon_takes_nobody_with_it(place: Place) -> None:
+    place.start()
+    start = f"{sys.executable} -m fleetctl --state-dir {place.root} daemon start"
+    script = f"until [ -e {place.root}/now ]; do sleep 0.05; done; {start}; exec sleep 1000"
+    place.client.apply("odd", spec("odd", ["sh", "-c", script], 1, environment={"PYTHONPATH": place.environ()["PYTHONPATH"]}))
+    place.client.apply("calm", spec("calm", SLEEP, 1))
+    eventually(lambda: place.settled("odd", 1) and place.settled("calm", 1), "both run")
+    place.kill()
+    Path(place.root, "now").touch()
+    eventually(lambda: place.client.scale("calm", 2), "the agent has started a daemon", 20)
+    eventually(lambda: place.settled("calm", 2), "it has started an agent")
+    calm = place.leaders("calm")
+    place.run("down", "odd")
+    assert place.leaders("calm") == calm
+    assert place.settled("calm", 2)
+
+
 def _with_argument(argument: bytes) -> list[int]:
     found = []
     for name in os.listdir("/proc"):
