@@ -14,6 +14,7 @@ from typing import Any, cast
 from fleetctl.daemon.wire import (
     Acquired,
     AgentDetail,
+    AutoscalingDetail,
     Change,
     Connection,
     DaemonInfo,
@@ -85,6 +86,15 @@ class Client:
     def resize_warm_pool(self, name: str, size: int, dry_run: bool = False) -> Change:
         """Keep so many suspended instances of the fleet ready; 0 keeps none. Raises NotFound."""
         return cast(Change, self._connection.request("POST", f"/v1/fleets/{quoted(name)}/warm", {"size": size, "dry_run": dry_run}))
+
+    def autoscaling(self, name: str) -> AutoscalingDetail:
+        """What the fleet's autoscaler decided last, how it came to it, and when it decides again. Raises NotFound."""
+        return cast(AutoscalingDetail, self._connection.request("GET", f"/v1/fleets/{quoted(name)}/autoscaling"))
+
+    def set_autoscaling(self, name: str, enabled: bool, mode: str = "act", dry_run: bool = False) -> Change:
+        """Let the load decide how many agents there are (or, with mode "recommend", only tell), or leave that to you. Raises NotFound."""
+        body = {"enabled": enabled, "mode": mode, "dry_run": dry_run}
+        return cast(Change, self._connection.request("POST", f"/v1/fleets/{quoted(name)}/autoscaling", body))
 
     def acquire(
         self,

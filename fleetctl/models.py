@@ -283,12 +283,10 @@ class ResourceLimitsSpec:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     cpu_limit: Annotated[
         float | None,
-        Setting(
-            doc="Cores for an agent: 100 % of its CPU utilization; without it one core is. Not enforced", gt=0, le=4096, supported=False
-        ),
+        Setting(doc="Cores for an agent: 100 % of its CPU utilization; without it one core is. Not enforced", gt=0, le=4096),
     ] = None
     memory_limit_mb: Annotated[
-        float | None, Setting(doc="MiB for an agent: 100 % of its memory utilization. Not enforced", gt=0, le=1 << 30, supported=False)
+        float | None, Setting(doc="MiB for an agent: 100 % of its memory utilization. Not enforced", gt=0, le=1 << 30)
     ] = None
 
 
@@ -297,57 +295,42 @@ class AutoscalingSpec:
     """`[fleet.autoscaling]`: a number of agents that follows the load, between min_replicas and max_replicas."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    enabled: Annotated[
-        bool, Setting(doc="Let the load decide how many agents there are; `replicas` is only where that begins", supported=False)
-    ] = False
-    mode: Annotated[AutoscalingMode, Setting(doc="Carry decisions out, or only tell of them in `history`", supported=False)] = (
-        AutoscalingMode.ACT
-    )
-    use_cpu: Annotated[bool, Setting(doc="CPU utilization counts, aimed at target_cpu_utilization", supported=False)] = True
+    enabled: Annotated[bool, Setting(doc="Let the load decide how many agents there are; true where the section is given")] = False
+    mode: Annotated[AutoscalingMode, Setting(doc="Carry decisions out, or only tell of them in `history`")] = AutoscalingMode.ACT
+    use_cpu: Annotated[bool, Setting(doc="CPU utilization counts, aimed at target_cpu_utilization")] = True
     target_memory_utilization: Annotated[
         float | None,
-        Setting(
-            doc="Memory utilization, in percent of resource_limits.memory_limit_mb, that scaling aims at", gt=0, le=100, supported=False
-        ),
+        Setting(doc="Memory utilization, in percent of resource_limits.memory_limit_mb, that scaling aims at", gt=0, le=100),
     ] = None
     target_occupancy: Annotated[
         float,
-        Setting(
-            doc="Slots in work and waiting for it, in percent, that scaling aims at, where agents report them",
-            gt=0,
-            le=100,
-            supported=False,
-        ),
+        Setting(doc="Slots in work and waiting for it, in percent, that scaling aims at, where agents report them", gt=0, le=100),
     ] = 70.0
     target_pending: Annotated[
         float | None,
-        Setting(doc="Requests waiting per agent that scaling aims at, where agents report them", gt=0, le=1e9, supported=False),
+        Setting(doc="Requests waiting per agent that scaling aims at, where agents report them", gt=0, le=1e9),
     ] = None
-    metrics_interval_seconds: Annotated[
-        float, Setting(doc="Time between two measurements of the agents", ge=0.2, le=300, supported=False)
-    ] = 5.0
+    metrics_interval_seconds: Annotated[float, Setting(doc="The agents are measured at least this often", ge=0.2, le=5)] = 5.0
     window_seconds: Annotated[
         float,
-        Setting(
-            doc="CPU and memory are means over this time, and count of agents that were ready for it", ge=0.2, le=3600, supported=False
-        ),
+        Setting(doc="CPU and memory are means over this time, and count of agents that were ready for it", ge=0.2, le=3600),
     ] = 15.0
     scale_up_rates: Annotated[
         tuple[str, ...],
-        Setting(doc='Growth at most like "4 per 15 s" or "100% per 15 s", whichever allows most; empty: any', supported=False),
+        Setting(doc='Growth at most like "4 per 15 s" or "100% per 15 s", whichever allows most; empty: any'),
     ] = ("4 per 15 s", "100% per 15 s")
     scale_down_rates: Annotated[
         tuple[str, ...],
-        Setting(doc='Shrinkage at most like "1 per 60 s" or "10% per 60 s", whichever allows most; empty: any', supported=False),
+        Setting(doc='Shrinkage at most like "1 per 60 s" or "10% per 60 s", whichever allows most; empty: any'),
     ] = ()
-    min_available: Annotated[int, Setting(doc="Shrinking leaves at least so many agents ready", ge=0, le=100000, supported=False)] = 0
+    min_available: Annotated[int, Setting(doc="Shrinking leaves at least so many agents ready", ge=0, le=100000)] = 0
     failure_threshold: Annotated[
-        int, Setting(doc="So many decisions without any metric, and `fallback` says what to do", ge=1, le=1000, supported=False)
+        int, Setting(doc="So many decisions without any metric, and `fallback` says what to do", ge=1, le=1000)
     ] = 3
-    fallback: Annotated[FallbackBehavior, Setting(doc="The size to wish for then, in relation to fallback_replicas", supported=False)] = (
+    fallback: Annotated[FallbackBehavior, Setting(doc="The size to wish for then, in relation to fallback_replicas")] = (
         FallbackBehavior.CURRENT
     )
-    fallback_replicas: Annotated[int, Setting(doc="Agents for `fallback`", ge=0, le=100000, supported=False)] = 1
+    fallback_replicas: Annotated[int, Setting(doc="Agents for `fallback`", ge=0, le=100000)] = 1
     idle_seconds: Annotated[
         float | None,
         Setting(
@@ -428,14 +411,10 @@ class FleetSpec:
     replicas: Annotated[int, Setting(doc="Agents to keep running", ge=0, le=100000)] = 1
     min_replicas: Annotated[int, Setting(doc="Fewest agents", ge=0, le=100000)] = 1
     max_replicas: Annotated[int, Setting(doc="Most agents", ge=1, le=100000)] = 100
-    target_cpu_utilization: Annotated[
-        float, Setting(doc="CPU utilization, in percent, that scaling aims at", gt=0, le=90, supported=False)
-    ] = 70.0
-    scale_up_stabilization_seconds: Annotated[float, Setting(doc="Least time between two growths", ge=0, le=86400, supported=False)] = 60.0
-    scale_down_stabilization_seconds: Annotated[float, Setting(doc="Calm needed before shrinking", ge=0, le=86400, supported=False)] = 300.0
-    autoscaling_interval_seconds: Annotated[float, Setting(doc="Time between two scaling decisions", gt=0, le=86400, supported=False)] = (
-        30.0
-    )
+    target_cpu_utilization: Annotated[float, Setting(doc="CPU utilization, in percent, that scaling aims at", gt=0, le=90)] = 70.0
+    scale_up_stabilization_seconds: Annotated[float, Setting(doc="Least time between two growths", ge=0, le=86400)] = 60.0
+    scale_down_stabilization_seconds: Annotated[float, Setting(doc="Calm needed before shrinking", ge=0, le=86400)] = 300.0
+    autoscaling_interval_seconds: Annotated[float, Setting(doc="Time between two scaling decisions", gt=0, le=86400)] = 30.0
     stop_signal: Annotated[str, Setting(doc="Signal that asks an agent to stop", pattern=r"^(SIG)?[A-Z0-9]+$")] = "TERM"
     port_base: Annotated[
         int | None, Setting(doc="An agent's PORT, and {port} in its command, is this plus its slot", ge=1, le=65535, supported=False)

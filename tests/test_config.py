@@ -322,7 +322,34 @@ MISTAKES = [
     (HEAD + "stop_signal = 'SIGKIL'\n", ["no such signal; did you mean KILL?"]),
     (HEAD + "stop_signal = 15\n", ["fleet.stop_signal = 15: must be the name of a signal, like TERM or INT"]),
     # not there yet
-    (HEAD + "target_cpu_utilization = 70.0\n", ["fleet.toml:4: fleet.target_cpu_utilization = 70: not supported yet"]),
+    (HEAD + "[fleet.autoscaling]\nidle_seconds = 70.0\n", ["fleet.toml:5: fleet.autoscaling.idle_seconds = 70: not supported yet"]),
+    (
+        HEAD + "max_replicas = 5\n[fleet.autoscaling]\nmin_available = 6\n",
+        ["fleet.toml:6: fleet.autoscaling.min_available = 6 is more than max_replicas (5)"],
+    ),
+    (
+        HEAD + "max_replicas = 5\n[fleet.autoscaling]\nfallback_replicas = 7\n",
+        ["fleet.toml:6: fleet.autoscaling.fallback_replicas = 7 is more than max_replicas (5)"],
+    ),
+    (
+        HEAD + '[fleet.autoscaling]\nscale_up_rates = ["4 per 15 s", "many"]\n',
+        ['fleet.toml:5: fleet.autoscaling.scale_up_rates[1] = "many": must be like "4 per 15 s" or "100% per 15 s"'],
+    ),
+    (
+        HEAD + '[fleet.autoscaling]\nscale_down_rates = ["1 per 0 s"]\n',
+        ['fleet.autoscaling.scale_down_rates[0] = "1 per 0 s": must be like "4 per 15 s" or "100% per 15 s"'],
+    ),
+    (
+        HEAD + "[fleet.autoscaling]\ntarget_memory_utilization = 80\n",
+        ["fleet.autoscaling.target_memory_utilization = 80: needs resource_limits.memory_limit_mb, of which it is a part"],
+    ),
+    (HEAD + "[fleet.autoscaling]\nuse_cpu = false\n", ["fleet.autoscaling.use_cpu = false: nothing else is measured"]),
+    (
+        HEAD + "[fleet.autoscaling]\nwindow_seconds = 2\n",
+        ["fleet.autoscaling.window_seconds = 2 is less than metrics_interval_seconds (5)"],
+    ),
+    (HEAD + "target_cpu_utilization = 95\n", ["fleet.target_cpu_utilization = 95: must be a number above 0, at most 90"]),
+    (HEAD + '[fleet.autoscaling]\nmode = "maybe"\n', ['fleet.autoscaling.mode = "maybe": must be one of "act", "recommend"']),
     (
         HEAD + "[graceful_drain]\ncheckpoint_before_drain = true\n",
         ["fleet.toml:5: graceful_drain.checkpoint_before_drain = true: not supported yet"],
@@ -558,9 +585,9 @@ def test_spec_survives_json(folder: Path) -> None:
 
 
 def test_unsupported_setting_passes_at_its_default_and_not_otherwise() -> None:
-    config.spec_from_json({**MINIMAL, "target_cpu_utilization": 70, "warm_pool": {"enabled": True}})
-    with pytest.raises(ConfigError, match=r"^target_cpu_utilization = 60: not supported yet"):
-        config.spec_from_json({**MINIMAL, "target_cpu_utilization": 60})
+    config.spec_from_json({**MINIMAL, "autoscaling": {"idle_seconds": None}, "warm_pool": {"enabled": True}})
+    with pytest.raises(ConfigError, match=r"^autoscaling.idle_seconds = 60: not supported yet"):
+        config.spec_from_json({**MINIMAL, "autoscaling": {"idle_seconds": 60}})
 
 
 @pytest.mark.parametrize(
@@ -717,6 +744,9 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
         env_file=str(folder / ".env"),
         secret_env={"API_KEY": "env:API_KEY"},
         tools=("search", "edit"),
+        resource_limits=spec.resource_limits,
+        watchdog_seconds=spec.watchdog_seconds,
+        autoscaling=spec.autoscaling,
         kubernetes=spec.kubernetes,
         readiness=spec.readiness,
         liveness=spec.liveness,

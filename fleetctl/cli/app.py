@@ -28,6 +28,8 @@ FAMILIES = {
     "logs": ("logs",),
     "restart": ("restart",),
     "warm": ("warm", "acquire"),
+    "autoscale": ("autoscale",),
+    "explain": ("explain",),
     "explore": ("inspect", "history", "events"),
     "wait": ("wait",),
     "metrics": ("metrics",),

@@ -250,11 +250,39 @@ def fleet_title(fleet: Object) -> Line:
     if fleet.get("down"):
         line.append((", being taken down", "yellow"))
     if fleet["autoscaling"] and fleet["autoscaling"].get("enabled"):
-        line.append((", autoscaling", ""))
+        scaling = fleet["autoscaling"]
+        mode = " (recommend)" if scaling.get("mode") == "recommend" else ""
+        line.append((f", autoscaling{mode} {scaling.get('min_replicas')}..{scaling.get('max_replicas')}", ""))
     warm = fleet["warm_pool"]
     if warm and warm.get("enabled"):
         line.append((f", {warm.get('current_size')} of {warm.get('target_size')} warm", ""))
     return [*line, ("  ", ""), (clean(command_line(fleet.get("command") or ())), "dim")]
+
+
+def autoscaling_line(fleet: Object) -> Line:
+    """Why the fleet is as large as it is, and when that is thought over; nothing where no load decides it."""
+    scaling = fleet["autoscaling"]
+    if not scaling or not scaling.get("enabled") or not scaling.get("reason"):
+        return []
+    soon = scaling.get("next_decision_seconds")
+    return [(f"autoscaler: {clean(scaling['reason'])}", ""), ("" if soon is None else f"; decides again in {duration(soon)}", "dim")]
+
+
+AUTOSCALE_COLUMNS = (
+    Column("FLEET", lambda fleet: fleet["name"]),
+    Column("AUTOSCALING", lambda fleet: fleet["autoscaling"]["mode"] if fleet["autoscaling"]["enabled"] else "off"),
+    Column("AGENTS", lambda fleet: fleet["desired_replicas"], right=True),
+    Column("MIN", lambda fleet: fleet["autoscaling"]["min_replicas"], right=True, drop=3),
+    Column("MAX", lambda fleet: fleet["autoscaling"]["max_replicas"], right=True, drop=3),
+    Column("UPS", lambda fleet: or_dash(fleet["autoscaling"]["scale_up_count"]), right=True, drop=4),
+    Column("DOWNS", lambda fleet: or_dash(fleet["autoscaling"]["scale_down_count"]), right=True, drop=4),
+    Column("NEXT", lambda fleet: duration(fleet["autoscaling"]["next_decision_seconds"]), right=True, drop=2),
+    Column("REASON", lambda fleet: or_dash(fleet["autoscaling"]["reason"]), least=10, shrink=True),
+)
+
+
+def autoscale_lines(fleets: Sequence[Object], width: int | None) -> list[Line]:
+    return table(AUTOSCALE_COLUMNS, fleets, width) if fleets else [[("no fleets; `fleetctl up` starts one", "dim")]]
 
 
 def clip(line: Line, width: int | None) -> Line:
@@ -271,7 +299,7 @@ def clip(line: Line, width: int | None) -> Line:
 
 
 def fleet_lines(fleet: Object, width: int | None) -> list[Line]:
-    lines = [clip(fleet_title(fleet), width)]
+    lines = [clip(line, width) for line in (fleet_title(fleet), autoscaling_line(fleet)) if line]
     lines += [clip([(f"note: {clean(note)}", "yellow")], width) for note in fleet.get("notes") or ()]
     return lines + (table(STATUS_COLUMNS, fleet["agents"], width) if fleet["agents"] else [[("no agents", "dim")]])
 

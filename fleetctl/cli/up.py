@@ -36,8 +36,12 @@ def up(
     ] = None,
     file: Annotated[str | None, typer.Option("-f", "--file", metavar="FILE", help="Default: fleet.toml here", show_default=False)] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="FLEET", help="The fleet's name", show_default=False)] = None,
-    least: Annotated[int | None, typer.Option("--min", metavar="N", help="Fewest agents", show_default=False)] = None,
-    most: Annotated[int | None, typer.Option("--max", metavar="N", help="Most agents", show_default=False)] = None,
+    least: Annotated[
+        int | None, typer.Option("--min", metavar="N", help="Fewest agents; with --max the load decides how many", show_default=False)
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--max", metavar="N", help="Most agents; with --min the load decides how many", show_default=False)
+    ] = None,
     warm: Annotated[int | None, typer.Option("--warm", metavar="N", help="Suspended instances to keep ready", show_default=False)] = None,
     no_wait: NoWait = False,
     timeout: Annotated[
@@ -58,11 +62,14 @@ def up(
       fleetctl up -n 3 --name web -- python3 -u -m http.server 0
       fleetctl up api worker
       fleetctl up --file deploy/fleet.toml --dry-run
+      fleetctl up --min 2 --max 10
       fleetctl up --warm 5
     """
     limit = positive_seconds(timeout)
     overrides = {"replicas": replicas, "name": name, "min_replicas": least, "max_replicas": most, "warm_pool.size": warm}
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given: dict[str, object] = {key: value for key, value in overrides.items() if value is not None}
+    if least is not None and most is not None:
+        given["autoscaling.enabled"] = True
     loaded, in_file = _load(command or [], file, given, dashes="--" in ctx.find_root().obj)
     with LocalEngine(state_dir) as engine:
         outcome = Outcome(json=json, dry_run=dry_run)
@@ -97,7 +104,7 @@ def _load(command: Sequence[str], file: str | None, overrides: Mapping[str, obje
     fleets = _of_file(found, command, overrides, certain=file is not None) if found else []
     in_file = [one.spec.name for one in fleets]
     hint = ""
-    if not command and len(fleets) > 1 and (flags := overrides.keys() - {"name"}):
+    if not command and len(fleets) > 1 and (flags := overrides.keys() - {"name", "autoscaling.enabled"}):
         raise UsageError(
             f"{', '.join(sorted(flags))}: for which fleet? {found and found.name} has {', '.join(in_file)}",
             hint=f"name it: `fleetctl up {in_file[0]} ...`",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fleetctl.addresses import filled, parse, parse_url, placeholders
 from fleetctl.config.settings import ENVIRONMENT_NAME, RESERVED_PREFIX, SECRET_REFERENCE, keys_of, sections, setting, settings
 from fleetctl.config.toml_lines import KeyPath
-from fleetctl.models import FleetSpec
+from fleetctl.models import RATE_PATTERN, FleetSpec
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -32,6 +32,7 @@ _LONGEST_TEXT = 131_071  # bytes; the kernel takes no longer argument or variabl
 _DEEPEST = 8
 # Stands for a value that JSON or the kernel cannot take: pydantic refuses it wherever it is put.
 _REFUSED = math.inf
+_MOST_SOCKETS = 32
 _SOCKET_PORT = re.compile(r"\{port:[^}]*\}")
 
 
@@ -55,7 +56,7 @@ def check(given: Mapping[str, Any], *, refuse_unsupported_defaults: bool = True)
     """The spec, or what is wrong: the first problem of each key, in the order found."""
     found: dict[KeyPath, Problem] = {}
     values = _scrubbed(given, (), found)
-    values = _with_warm_pool(_with_shell_string(_with_replicas(values)))
+    values = _with_autoscaling(_with_warm_pool(_with_shell_string(_with_replicas(values))))
     for rule in _RULES:
         _add(found, rule(values))
     _add(found, _unsupported(values, even_defaults=refuse_unsupported_defaults))
@@ -190,6 +191,12 @@ def _with_warm_pool(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "warm_pool": {"enabled": pool.get("size") != 0, **pool}} if isinstance(pool, dict) and pool else values
 
 
+def _with_autoscaling(values: dict[str, Any]) -> dict[str, Any]:
+    """Whoever says how the autoscaler shall be wants it."""
+    section = values.get("autoscaling")
+    return {**values, "autoscaling": {"enabled": True, **section}} if isinstance(section, dict) and section else values
+
+
 def _number_in(values: Mapping[str, Any], *path: str) -> Any:  # Any: int or float; None where it is not a number
     value = find(values, path)
     value = _DEFAULTS[".".join(path)] if value is NOWHERE else value
@@ -217,6 +224,36 @@ def _check_pairs(values: Mapping[str, Any]) -> Iterator[Problem]:
             other = low if given == high else high
             relation = "less" if given == high else "more"
             yield Problem((section, given), f" is {relation} than {other} ({shown(least if given == high else most)})")
+
+
+def _check_autoscaling(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What cannot be done together. Numbers that are wrong by themselves are told by their bounds."""
+    section = values.get("autoscaling")
+    if not isinstance(section, dict):
+        return
+    for key in ("scale_up_rates", "scale_down_rates"):
+        for index, rate in enumerate(section[key] if isinstance(section.get(key), list) else []):
+            if isinstance(rate, str) and not ((found := re.fullmatch(RATE_PATTERN, rate)) and 0 < float(found[3]) <= 86400):
+                yield Problem(("autoscaling", key, index), ': must be like "4 per 15 s" or "100% per 15 s"')
+    memory = section.get("target_memory_utilization")
+    if memory is not None and find(values, ("resource_limits", "memory_limit_mb")) in (NOWHERE, None):
+        yield Problem(("autoscaling", "target_memory_utilization"), ": needs resource_limits.memory_limit_mb, of which it is a part")
+    if section.get("use_cpu") is False and memory is None and section.get("target_pending") is None:
+        yield Problem(("autoscaling", "use_cpu"), ": nothing else is measured; give another target, or leave it out")
+
+
+def _check_autoscaling_numbers(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Times of which one may not be shorter than the other, and counts within the fleet's bounds."""
+    if not isinstance(values.get("autoscaling"), dict):
+        return
+    sample, window = (_number_in(values, "autoscaling", key) for key in ("metrics_interval_seconds", "window_seconds"))
+    if sample is not None and window is not None and sample > window:
+        yield Problem(("autoscaling", "window_seconds"), f" is less than metrics_interval_seconds ({shown(sample)})")
+    most = _number_in(values, "max_replicas")
+    for key in ("min_available", "fallback_replicas"):
+        count = _number_in(values, "autoscaling", key)
+        if count is not None and most is not None and count > most and find(values, ("autoscaling", key)) is not NOWHERE:
+            yield Problem(("autoscaling", key), f" is more than max_replicas ({shown(most)})")
 
 
 def _check_command(values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -287,8 +324,8 @@ def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 # Those of one setting say more than pydantic, so they come before it; those of several need sound values, and come after it.
-_RULES = (_check_command, _check_signal, _check_environment, _check_env_file, _check_probes)
-_RULES_OF_SEVERAL = (_check_replicas, _check_pairs)
+_RULES = (_check_command, _check_signal, _check_environment, _check_env_file, _check_probes, _check_autoscaling)
+_RULES_OF_SEVERAL = (_check_replicas, _check_pairs, _check_autoscaling_numbers)
 
 
 def _unsupported(values: Mapping[str, Any], *, even_defaults: bool) -> Iterator[Problem]:

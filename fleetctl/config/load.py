@@ -27,6 +27,7 @@ _FLAGS = {
     "min_replicas": "--min",
     "max_replicas": "--max",
     "warm_pool.size": "--warm",
+    "autoscaling.enabled": "--min and --max",
     "kubernetes.image": "--image",
     "kubernetes.context": "--context",
     "kubernetes.namespace": "--namespace",

@@ -138,6 +138,7 @@ class Proposal:
             "gaps": self.gaps,
             "futile": self.futile,
             "error": self.error or None,
+            "optional": self.target.optional,
             "reason": self.reason,
         }
 

@@ -47,6 +47,10 @@ class Control(Protocol):
 
     async def resize_warm_pool(self, name: str, *, size: int, dry_run: bool) -> dict[str, Any]: ...
 
+    def autoscaling(self, name: str) -> dict[str, Any]: ...
+
+    async def set_autoscaling(self, name: str, *, enabled: bool, mode: str, dry_run: bool) -> dict[str, Any]: ...
+
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> dict[str, Any]: ...
 
     async def restart(self, name: str, *, agents: Sequence[str] | None, all_at_once: bool, dry_run: bool) -> dict[str, Any]: ...
@@ -146,6 +150,14 @@ _SCALE = _object(
 _WARM = _object(
     {"size": {"type": "integer", "minimum": 0, "maximum": MOST_WARM, "description": "Instances to keep suspended"}, "dry_run": _DRY_RUN},
     ["size"],
+)
+_AUTOSCALING = _object(
+    {
+        "enabled": {"type": "boolean", "description": "Let the load decide how many agents there are"},
+        "mode": {"type": "string", "enum": ["act", "recommend"], "default": "act", "description": "recommend: decisions are only told"},
+        "dry_run": _DRY_RUN,
+    },
+    ["enabled"],
 )
 _CLAIM = _object(
     {
@@ -271,6 +283,15 @@ async def _resize_warm_pool(call: Call) -> Answer:
     return await call.control.resize_warm_pool(call.path["fleet"], size=call.body["size"], dry_run=call.body["dry_run"])
 
 
+async def _autoscaling(call: Call) -> Answer:
+    return call.control.autoscaling(call.path["fleet"])
+
+
+async def _set_autoscaling(call: Call) -> Answer:
+    body = call.body
+    return await call.control.set_autoscaling(call.path["fleet"], enabled=body["enabled"], mode=body["mode"], dry_run=body["dry_run"])
+
+
 async def _acquire(call: Call) -> Answer:
     body = call.body
     return await call.control.acquire(
@@ -348,6 +369,21 @@ OPERATIONS: tuple[Operation, ...] = (
         run=_resize_warm_pool,
         reply=wire.Change,
         body=_WARM,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/fleets/{fleet}/autoscaling",
+        summary="What the autoscaler decided last, and why",
+        run=_autoscaling,
+        reply=wire.AutoscalingDetail,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/fleets/{fleet}/autoscaling",
+        summary="Let the load decide how many agents there are, or not",
+        run=_set_autoscaling,
+        reply=wire.Change,
+        body=_AUTOSCALING,
     ),
     Operation(
         method="POST",

@@ -27,7 +27,7 @@ from fleetctl.host.paths import Paths
 from fleetctl.host.probes import LocalProber, check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
-from fleetctl.models import Agent, AgentState, Event, FleetSpec, Found, Usage, to_json
+from fleetctl.models import Agent, AgentState, AutoscalingMode, Event, FleetSpec, Found, ProcessRef, Usage, to_json
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ class Control:
 
     async def history(self, fleet: str | None, limit: int) -> Json:
         entries = await self.state.last("history", fleet, limit)
-        return {"schema": "fleetctl/history/v1", "entries": [dated(entry) for entry in entries]}
+        return {"schema": "fleetctl/history/v1", "entries": [dated({"details": {}, **entry}) for entry in entries]}
 
     async def events(self, fleet: str | None, limit: int) -> Json:
         events = await self.state.last("events", fleet, limit)
@@ -290,6 +290,12 @@ class Control:
             # What was scaled by hand stays so until a size is asked for.
             kept = min(max(known.spec.replicas, wanted.min_replicas if known.spec.replicas else 0), wanted.max_replicas)
             wanted = replace(wanted, replicas=kept)
+        warning = ""
+        if follows_load(wanted) and known is not None and not known.wish.down and replicas_given:
+            kept = min(max(known.spec.replicas, wanted.min_replicas if known.spec.replicas else 0), wanted.max_replicas)
+            if kept != wanted.replicas:
+                warning = f"; replicas = {wanted.replicas} is ignored while autoscaling is on"
+            wanted = replace(wanted, replicas=kept)
         check_replicas(wanted, wanted.replicas)
         self.lifecycle.check(wanted)
         check_probes(wanted)
@@ -299,7 +305,7 @@ class Control:
             actions.append(f"try {counted(len(failed), 'failed agent')} again")
         if dry_run or not actions:
             message = f"{name} would change: {'; '.join(actions)}" if actions else f"{name} is up to date"
-            return change_view(name, wanted.replicas, actions, message, created=known is None, dry_run=dry_run)
+            return change_view(name, wanted.replicas, actions, message + warning, created=known is None, dry_run=dry_run)
         self._lift_hold()
         if known is None:
             await self.state.save_wish(wanted, down=False)
@@ -312,7 +318,7 @@ class Control:
             if failed:
                 known.restart(failed, all_at_once=False)
                 await known.supervisor.wait_saved()
-        return change_view(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}", created=known is None)
+        return change_view(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}{warning}", created=known is None)
 
     def _take_strays(self, spec: FleetSpec) -> tuple[Agent, ...]:
         mine = [tree for tree in self._strays if tree.fleet == spec.name]
@@ -357,6 +363,7 @@ class Control:
         actions = [f"scale from {before} to {target}"] if target != before else []
         word = "would scale" if dry_run else "scaling"
         message = f"{name}: {word} from {before} to {target}" if actions else f"{name} is at {target} already"
+        message += _what_the_autoscaler_does(fleet.spec, target)
         return change_view(name, target, actions, message, dry_run=dry_run)
 
     async def resize_warm_pool(self, name: str, *, size: int, dry_run: bool) -> Json:
@@ -369,6 +376,29 @@ class Control:
             async with self._changing:
                 await fleet.resize_warm_pool(size)
         message = f"{name}: {actions[0]}" if actions else f"{name}: the warm pool is for {size} already"
+        return change_view(name, fleet.wish.replicas, actions, message, dry_run=dry_run)
+
+    def autoscaling(self, name: str) -> Json:
+        return {"schema": "fleetctl/autoscaling/v1", "fleet": name, **self._find(name).autoscaling_status()}
+
+    async def set_autoscaling(self, name: str, *, enabled: bool, mode: str, dry_run: bool) -> Json:
+        fleet = self._find(name)
+        _refuse_if_down(fleet)
+        wanted, now = (AutoscalingMode(mode) if enabled else None), fleet.spec.autoscaling
+        word = f"on ({wanted})" if wanted else "off"
+        actions = [f"turn autoscaling {word}"] if wanted != (now.mode if now.enabled else None) else []
+        if actions and not dry_run:
+            self._lift_hold()
+            async with self._changing:
+                await (fleet.start_autoscaling(wanted) if wanted else fleet.stop_autoscaling())
+            self._announce()
+        bounds = f", between {fleet.spec.min_replicas} and {fleet.spec.max_replicas} agents" if wanted else ""
+        stays = "" if wanted else f"; the fleet stays at {counted(fleet.wish.replicas, 'agent')}"
+        message = (
+            f"{name}: autoscaling {'would be' if dry_run else 'is'} {word}{bounds}{stays}"
+            if actions
+            else f"{name}: autoscaling is {word} already"
+        )
         return change_view(name, fleet.wish.replicas, actions, message, dry_run=dry_run)
 
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
@@ -444,3 +474,18 @@ class Control:
 def _refuse_if_down(fleet: Fleet) -> None:
     if fleet.wish.down:
         raise UsageError(f"fleet {fleet.spec.name} is being taken down", hint="`fleetctl up` starts it again")
+
+
+def follows_load(spec: FleetSpec) -> bool:
+    """Whether the number of agents is the autoscaler's to decide."""
+    return spec.autoscaling.enabled and spec.autoscaling.mode is AutoscalingMode.ACT
+
+
+def _what_the_autoscaler_does(spec: FleetSpec, replicas: int) -> str:
+    """What becomes of a size that was asked for by hand; empty where nothing does."""
+    if not follows_load(spec):
+        return ""
+    if not replicas and spec.min_replicas:
+        return "; autoscaling rests until it is scaled up again"
+    up, down = spec.scale_up_stabilization_seconds, spec.scale_down_stabilization_seconds
+    return f"; autoscaling is on: it may raise that after {up:g} s, under high load at once, and lower it after {down:g} s of calm"

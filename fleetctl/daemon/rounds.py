@@ -16,7 +16,7 @@ from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.host.paths import Paths
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import DirectoryLock
-from fleetctl.models import Agent, LogSpec, ProcessRef, Usage
+from fleetctl.models import Agent, HostUsage, LogSpec, ProcessRef, Usage
 from fleetctl.ports import LifecycleManager, ResourceManager
 
 log = logging.getLogger(__name__)
@@ -93,32 +93,40 @@ class Rounds:
                 self._house.directory_lost()
             leaders = self._leaders()
             suspended = {agent.id for fleet in self._house.fleets.values() for agent in fleet.warm_instances}
-            usage = await self._sample(leaders)
+            usage, host = await self._sample(leaders)
             for fleet in self._house.fleets.values():
                 waiting = [agent.id for agent in fleet.warm_instances if agent.id in suspended]
                 woken = [agent_id for agent_id in waiting if (seen := usage.get(agent_id)) and not seen.frozen]
                 if woken:
                     fleet.supervisor.woken(woken)
+                fleet.observe(usage, host)
             self._house.measured(usage)
             await self._until_next_measurement(leaders, usage)
 
-    async def _sample(self, leaders: Mapping[str, ProcessRef]) -> Mapping[str, Usage]:
+    async def _sample(self, leaders: Mapping[str, ProcessRef]) -> tuple[Mapping[str, Usage], HostUsage | None]:
         resources, lifecycle = self._resources, self._house.lifecycle
         assert resources is not None
         if not isinstance(resources, LocalResourceManager):
-            return resources.sample(leaders)  # a fake in fake time, say, where a thread never comes back in time
+            return resources.sample(leaders), None  # a fake in fake time, say, where a thread never comes back in time
         usage = await self._in_thread(resources.sample, leaders)
+        # Of the machine only where somebody needs it: psutil is loaded for it.
+        host = await self._in_thread(resources.host_usage) if any(map(_autoscaled, self._house.fleets.values())) else None
         if isinstance(lifecycle, LocalLifecycleManager):
             lifecycle.remember(resources.trees)
-        return usage
+        return usage, host
+
+    @property
+    def _interval_seconds(self) -> float:
+        wanted = [fleet.spec.autoscaling.metrics_interval_seconds for fleet in self._house.fleets.values() if _autoscaled(fleet)]
+        return min([METRICS_INTERVAL_SECONDS, *wanted])
 
     async def _until_next_measurement(self, leaders: Mapping[str, ProcessRef], usage: Mapping[str, Usage]) -> None:
         """The interval, or a second where an agent is new: a percentage takes two looks, and people watch what they just started."""
         if any(one.cpu_percent is None for one in usage.values()):
-            await asyncio.sleep(SOON_SECONDS)
+            await asyncio.sleep(min(SOON_SECONDS, self._interval_seconds))
             return
         clock = asyncio.get_running_loop().time
-        due = clock() + METRICS_INTERVAL_SECONDS
+        due = clock() + self._interval_seconds
         while (left := due - clock()) > 0:
             await self._house.wait_change(left)
             if self._leaders().items() - leaders.items():
@@ -165,3 +173,7 @@ class Rounds:
 
     async def _in_thread(self, work: Callable[..., T], *values: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *values)
+
+
+def _autoscaled(fleet: Fleet) -> bool:
+    return fleet.spec.autoscaling.enabled and not fleet.wish.down

@@ -22,7 +22,7 @@ def fleet_view(
         "name": fleet.spec.name,
         "desired_replicas": fleet.wish.replicas,
         "ready_replicas": fleet.ready_replicas,
-        "autoscaling": {"enabled": False, "mode": None},
+        "autoscaling": autoscaling_view(fleet),
         "warm_pool": fleet.warm_pool_stats(),
         "command": list(fleet.spec.command),
         "down": fleet.wish.down,
@@ -34,6 +34,11 @@ def fleet_view(
             for agent in fleet.agents
         ],
     }
+
+
+def autoscaling_view(fleet: Fleet) -> Json:
+    """The autoscaler as `status` shows it; without how it came to its last decision, which nobody reads each second."""
+    return {name: value for name, value in fleet.autoscaling_status().items() if name not in ("current_replicas", "last_decision")}
 
 
 def agent_view(agent: Agent, usage: Usage | None, *, now: float, wall: float, report: Report | None = None, dropped: int = 0) -> Json:

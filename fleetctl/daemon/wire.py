@@ -12,7 +12,7 @@ from _thread import allocate_lock
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
 
 from fleetctl.errors import DaemonUnreachable, FleetctlError, StateDirectoryError, TimedOut, from_json
 
@@ -63,8 +63,25 @@ class AgentStatus(TypedDict):
 
 
 class Autoscaling(TypedDict):
+    """`mode`: act or recommend, null while it is off; `reason`: of the last decision, or why there is none."""
+
     enabled: bool
     mode: str | None
+    min_replicas: int
+    max_replicas: int
+    scale_up_count: int
+    scale_down_count: int
+    next_decision_seconds: float | None
+    reason: str | None
+
+
+class AutoscalingDetail(Autoscaling):
+    """The autoscaler of one fleet. `last_decision`: every proposal, what limited the move, and until when."""
+
+    schema: Literal["fleetctl/autoscaling/v1"]
+    fleet: str
+    current_replicas: int
+    last_decision: dict[str, Any] | None  # Any: JSON values
 
 
 class WarmPool(TypedDict):
@@ -76,6 +93,14 @@ class WarmPool(TypedDict):
     hits: int | None
     misses: int | None
     hit_rate_percent: float | None
+
+
+class ListeningSocket(TypedDict):
+    """A listening socket that all agents of a fleet share. `backlog`: connections that wait; null where the kernel does not tell."""
+
+    name: str
+    address: str
+    backlog: int | None
 
 
 class FleetStatus(TypedDict):
@@ -175,7 +200,7 @@ class Acquired(TypedDict):
 
 
 class HistoryEntry(TypedDict):
-    """One scaling decision. `at`: RFC 3339 UTC."""
+    """One scaling decision. `at`: RFC 3339 UTC; `details`: of the autoscaler's, how it came to it; empty for others."""
 
     at: str
     fleet: str
@@ -184,6 +209,7 @@ class HistoryEntry(TypedDict):
     target_replicas: int
     reason: str
     cause: str
+    details: dict[str, Any]  # Any: JSON values
 
 
 class History(TypedDict):

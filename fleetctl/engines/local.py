@@ -10,12 +10,12 @@ from fleetctl.errors import DaemonRunning, DaemonUnreachable, FleetctlError, Not
 from fleetctl.host.paths import Paths, choose_state_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
     from fleetctl.client import Client
-    from fleetctl.daemon.wire import AgentStatus, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status, WarmPool
+    from fleetctl.daemon.wire import AgentStatus, Autoscaling, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status, WarmPool
     from fleetctl.host.logread import Follower
     from fleetctl.models import Agent, Exit
 
@@ -169,7 +169,7 @@ class LocalEngine:
         """The last decisions from the database, oldest first, while no daemon runs."""
         from fleetctl.host import state
 
-        return [cast("HistoryEntry", _dated(row)) for row in state.read_log(self.paths, "history", fleet, limit)]
+        return [cast("HistoryEntry", _dated({"details": {}, **row})) for row in state.read_log(self.paths, "history", fleet, limit)]
 
     def offline_events(self, fleet: str | None, limit: int) -> "list[EventInfo]":
         """The last events from the database, oldest first, while no daemon runs."""
@@ -349,7 +349,7 @@ def _offline_fleet(name: str, wish: dict[str, Any] | None, agents: "list[AgentSt
         "name": name,
         "desired_replicas": 0 if wish is None or wish["down"] else int(spec.get("replicas") or 0),
         "ready_replicas": sum(1 for agent in agents if agent["ready"]),
-        "autoscaling": {"enabled": False, "mode": None},
+        "autoscaling": _offline_autoscaling(wish["spec"] if wish else {}),
         "warm_pool": _offline_pool(spec.get("warm_pool") or {}, agents),
         "command": list(spec.get("command") or []),
         "down": wish is None or wish["down"],
@@ -404,6 +404,22 @@ def _offline_agent(agent: "Agent") -> "AgentStatus":
         "slots": None,
         "pending": None,
         "dropped_messages": 0,
+    }
+
+
+def _offline_autoscaling(spec: "Mapping[str, Any]") -> "Autoscaling":
+    """As wished; while no daemon runs nothing is decided. A wish from before there was an autoscaler says nothing of it."""
+    wanted = spec.get("autoscaling") or {}
+    enabled = bool(wanted.get("enabled"))
+    return {
+        "enabled": enabled,
+        "mode": str(wanted.get("mode")) if enabled else None,
+        "min_replicas": int(spec.get("min_replicas", 0)),
+        "max_replicas": int(spec.get("max_replicas", 0)),
+        "scale_up_count": 0,
+        "scale_down_count": 0,
+        "next_decision_seconds": None,
+        "reason": "no daemon runs" if enabled else None,
     }
 
 

@@ -48,6 +48,11 @@ def a_pool(size: int, **changes: Any) -> Json:
     return {"enabled": size > 0, "current_size": size, "target_size": size, **counts, **changes}
 
 
+def an_autoscaler(**changes: Any) -> Json:
+    counts = {"scale_up_count": 0, "scale_down_count": 0, "next_decision_seconds": None, "reason": None}
+    return {"enabled": False, "mode": None, "min_replicas": 1, "max_replicas": 100, **counts, **changes}
+
+
 def a_warm_one(number: int, fleet: str = "web", **changes: Any) -> Json:
     return an_agent(number, fleet, **{"state": "suspended", "ready": False, "pooled": True, **changes})
 
@@ -57,7 +62,7 @@ def a_fleet(name: str = "web", size: int = 2, **changes: Any) -> Json:
         "name": name,
         "desired_replicas": size,
         "ready_replicas": size,
-        "autoscaling": {"enabled": False, "mode": None},
+        "autoscaling": an_autoscaler(),
         "warm_pool": a_pool(0),
         "command": ["sleep", "60"],
         "down": False,
@@ -80,6 +85,7 @@ class FakeDaemon:
         self.asked: list[tuple[str, str, Json]] = []
         self.events: list[Json] = []
         self.entries: list[Json] | None = None  # None: one
+        self.last_decision: Json | None = None  # of the autoscaler
         self.obedient = True
         self.failing = False  # new agents fail instead of becoming ready
         self.refusing: set[str] = set()  # fleets that cannot be changed
@@ -95,7 +101,7 @@ class FakeDaemon:
                 status = a_status()["daemon"]
                 return {**status, "schema": "fleetctl/daemon/v1", "fleets": sorted(self.fleets)}
             case "GET", ["fleets", name]:
-                spec = {"name": name, "logs": {"keep": 5}, "graceful_drain": {"timeout_seconds": 0.0}}
+                spec = {"name": name, "logs": {"keep": 5}, "graceful_drain": {"timeout_seconds": 0.0}, "restart": {"policy": "always"}}
                 return {**self._fleet(name), "schema": "fleetctl/fleet/v1", "spec": spec, "spec_hash": "00"}
             case "GET", ["agents", agent_id]:
                 return self._agent(agent_id)
@@ -116,6 +122,22 @@ class FakeDaemon:
                     if self.obedient and not body["dry_run"] and (body["agents"] is None or agent["id"] in body["agents"]):
                         agent["pid"] += 5000
                 return self._change(name, fleet["desired_replicas"], body)
+            case "GET", ["fleets", name, "autoscaling"]:
+                fleet = self._fleet(name)
+                more = {"fleet": name, "current_replicas": fleet["desired_replicas"], "last_decision": self.last_decision}
+                return {"schema": "fleetctl/autoscaling/v1", **fleet["autoscaling"], **more}
+            case "POST", ["fleets", name, "autoscaling"]:
+                fleet = self._fleet(name)
+                answer = self._change(name, fleet["desired_replicas"], {"dry_run": True})
+                if not body["dry_run"]:
+                    fleet["autoscaling"] = an_autoscaler(enabled=body["enabled"], mode=body["mode"] if body["enabled"] else None)
+                word = f"on ({body['mode']})" if body["enabled"] else "off"
+                return {
+                    **answer,
+                    "dry_run": body["dry_run"],
+                    "actions": [f"turn autoscaling {word}"],
+                    "message": f"{name}: autoscaling is {word}",
+                }
             case "POST", ["fleets", name, "warm"]:
                 fleet, before = self._fleet(name), self._fleet(name)["warm_pool"]["target_size"]
                 answer = self._change(name, fleet["desired_replicas"], {"dry_run": True})

@@ -18,7 +18,7 @@ from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotStopped
 from fleetctl.host.paths import Paths
 from tests.cli.conftest import PROGRAM, Fleetctl, call, environment
-from tests.cli.fake_daemon import FakeDaemon, a_fleet, a_pool, a_warm_one, an_agent
+from tests.cli.fake_daemon import FakeDaemon, a_fleet, a_pool, a_warm_one, an_agent, an_autoscaler
 
 # Any: typer's commands have no public type.
 
@@ -42,12 +42,17 @@ COMMANDS = dict(all_commands())
 
 
 def test_all_commands_of_this_issue_are_there() -> None:
-    words = "up down scale status ps logs restart warm acquire inspect history events wait simulate daemon config doctor completion"
+    words = "up down scale status ps logs restart warm acquire autoscale explain inspect history events wait simulate"
+    words += " daemon config doctor completion export import metrics"
     nested = [
         "warm status",
         "warm fill",
         "warm drain",
         "warm resize",
+        "autoscale on",
+        "autoscale off",
+        "autoscale status",
+        "export kubernetes",
         "daemon start",
         "daemon stop",
         "daemon status",
@@ -170,6 +175,94 @@ def test_warm_resize_asks_and_waits_until_it_is_so(daemon: FakeDaemon, fleetctl:
     assert (told["schema"], told["fleets"][0]["warm_pool"]["current_size"]) == ("fleetctl/changes/v1", 0)
     asked = [(path, body) for method, path, body in daemon.asked if method == "POST"]
     assert asked == [("/v1/fleets/web/warm", {"size": size, "dry_run": dry}) for size, dry in ((3, False), (2, True), (0, False))]
+
+
+def test_autoscale_turns_it_on_and_off_and_says_how_it_stands(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet()
+    assert fleetctl("autoscale", "on").err == "web: autoscaling is on (act)\n"
+    assert fleetctl("autoscale", "on", "web", "--recommend", "--dry-run").out.startswith("web: autoscaling is on (recommend)\n")
+    daemon.fleets["web"]["autoscaling"] |= {"reason": "CPU utilization 85.0% > target 70%", "next_decision_seconds": 12.0}
+    shown = fleetctl("autoscale").out
+    assert re.search(r"web +act +2 +1 +100 +0 +0 +12s +CPU utilization 85\.0% > target 70%", shown)
+    assert fleetctl("autoscale", "status", "web").out == shown
+    told = json.loads(fleetctl("autoscale", "status", "--json").out)
+    assert (told["schema"], told["fleets"][0]["enabled"]) == ("fleetctl/autoscale/v1", True)
+    assert "autoscaler: CPU utilization 85.0% > target 70%; decides again in 12s" in fleetctl("status", "--once").out
+    assert fleetctl("autoscale", "off").status == 0
+    assert fleetctl("autoscale", "on", "ghost").status == 5
+    posted = [body for method, path, body in daemon.asked if method == "POST" and path == "/v1/fleets/web/autoscaling"]
+    assert [(one["enabled"], one["mode"], one["dry_run"]) for one in posted] == [
+        (True, "act", False),
+        (True, "recommend", True),
+        (False, "act", False),
+    ]
+
+
+def test_explain_says_what_holds_a_fleet_back_and_what_comes(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    scaling = an_autoscaler(enabled=True, mode="act", max_replicas=9, next_decision_seconds=12.0)
+    failed = an_agent(
+        1, state="failed", ready=False, pid=None, next_try_seconds=30.0, note="crash loop", last_exit={"code": 3, "signal": None}
+    )
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0), failed], ready_replicas=1, autoscaling=scaling)
+    proposal = {"metric": "cpu", "wish": 3, "error": None, "optional": False, "gaps": 1, "reason": "CPU utilization 100.0% > target 70%"}
+    silent = {"metric": "occupancy", "wish": None, "error": "no values", "optional": True, "gaps": 0, "reason": "occupancy unavailable"}
+    limit = {"kind": "host", "text": "2 cores carry 2 agents", "seconds_left": None}
+    cooldown = {"kind": "cooldown", "text": "the fleet grew", "seconds_left": 40.2}
+    daemon.last_decision = {
+        "current_replicas": 2,
+        "target_replicas": 2,
+        "wish": 2,
+        "winner": "cpu",
+        "reason": "...",
+        "proposals": [proposal, silent],
+        "limits": [limit, cooldown],
+    }
+    assert fleetctl("explain").out.splitlines() == [
+        "web  1 of 2 ready",
+        "  web-00001: it ended (exit 3)",
+        "  autoscaling is on, between 1 and 9 agents",
+        "  CPU utilization 100.0% > target 70% -> 3 agents, which wins; 1 agent not measured",
+        "  next: web-00001: it is started again in 30s",
+        "  next: held back: 2 cores carry 2 agents",
+        "  next: held back: the fleet grew, 40s left",
+        "  next: it decides again in 12s; a load that is much too high for 2 agents, at any measurement",
+    ]
+    told = json.loads(fleetctl("explain", "web", "--json").out)
+    assert (told["schema"], told["explained"][0]["autoscaling"]["last_decision"]["winner"]) == ("fleetctl/explain/v1", "cpu")
+    assert fleetctl("explain", "web-00001").out.splitlines() == [
+        "web-00001  failed",
+        "  it ended (exit 3)",
+        "  crash loop",
+        "  next: it is started again in 30s",
+    ]
+    assert fleetctl("explain", "ghost").status == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ["its process 1000 runs since 1m01s and is ready", "when it ends it is started again, restart.policy = always"]),
+        ({"ready": False, "note": "not ready: no answer"}, ["not ready: no answer"]),
+        ({"replacing": True}, ["it is replaced by a new process when its turn comes"]),
+        ({"state": "starting", "ready": False}, ["its process 1000 was started 1m01s ago and is not ready yet"]),
+        ({"state": "starting", "ready": False, "pid": None}, ["it is about to start"]),
+        ({"state": "suspended", "ready": False, "pooled": True}, ["waits in the warm pool", "the oldest first"]),
+        (
+            {"state": "draining", "ready": False, "note": "scaled down to 1"},
+            ["it was asked to stop: scaled down to 1", "it has 0 s to finish"],
+        ),
+        ({"state": "failed", "ready": False, "pid": None}, ["it is not tried again; `fleetctl restart web-00000` does"]),
+        (
+            {"state": "terminated", "ready": False, "pid": None, "last_exit": {"code": 0, "signal": None}},
+            ["it ended (exit 0) and does not come back"],
+        ),
+    ],
+)
+def test_explain_knows_every_state_of_an_agent(daemon: FakeDaemon, fleetctl: Fleetctl, changes: dict[str, Any], said: list[str]) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0, **changes)])
+    shown = fleetctl("explain", "web-00000")
+    assert shown.status == 0
+    assert all(words in shown.out for words in said), shown.out
 
 
 def test_warm_says_how_things_are(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from fleetctl.cli import render
 from fleetctl.cli.live import frame
-from tests.cli.fake_daemon import a_fleet, a_status, an_agent
+from tests.cli.fake_daemon import a_fleet, a_status, an_agent, an_autoscaler
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import Status
@@ -133,10 +133,10 @@ def test_fleet_title_tells_what_is_going_on() -> None:
     fleet = a_fleet(
         down=True,
         ready_replicas=1,
-        autoscaling={"enabled": True, "mode": "cpu"},
+        autoscaling=an_autoscaler(enabled=True, mode="recommend", max_replicas=9),
         warm_pool={"enabled": True, "current_size": 1, "target_size": 5},
     )
-    assert text([render.fleet_title(fleet)]) == ["web  1 of 2 ready, being taken down, autoscaling, 1 of 5 warm  sleep 60"]
+    assert text([render.fleet_title(fleet)]) == ["web  1 of 2 ready, being taken down, autoscaling (recommend) 1..9, 1 of 5 warm  sleep 60"]
 
 
 def test_status_without_fleets_says_what_to_do() -> None:

@@ -49,6 +49,18 @@ def event(number: int) -> Json:
     return {"at": AT, "kind": "started", "fleet": "demo", "agent_id": AGENT_ID, "message": f"event {number}", "data": {"number": number}}
 
 
+AUTOSCALING: Json = {
+    "enabled": True,
+    "mode": "act",
+    "min_replicas": 1,
+    "max_replicas": 10,
+    "scale_up_count": 2,
+    "scale_down_count": 1,
+    "next_decision_seconds": 12.5,
+    "reason": "CPU utilization 85.0% > target 70%",
+}
+
+
 class FakeControl:
     """Knows one fleet, "demo", whose status a test may change or break; records what it is asked."""
 
@@ -95,7 +107,7 @@ class FakeControl:
             "name": "demo",
             "desired_replicas": 1,
             "ready_replicas": 1,
-            "autoscaling": {"enabled": False, "mode": None},
+            "autoscaling": AUTOSCALING,
             "warm_pool": {"enabled": True, "current_size": 1, "target_size": 2, "hits": 1, "misses": 0, "hit_rate_percent": 100.0},
             "command": ["sleep", "60"],
             "down": False,
@@ -176,6 +188,14 @@ class FakeControl:
         self._check("warm", name, size, dry_run, fleet=name)
         return self._change(dry_run)
 
+    def autoscaling(self, name: str) -> Json:
+        self._check("autoscaling", name, fleet=name)
+        return {"schema": "fleetctl/autoscaling/v1", "fleet": name, **AUTOSCALING, "current_replicas": 3, "last_decision": None}
+
+    async def set_autoscaling(self, name: str, *, enabled: bool, mode: str, dry_run: bool) -> Json:
+        self._check("set_autoscaling", name, enabled, mode, dry_run, fleet=name)
+        return self._change(dry_run)
+
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
         self._check("acquire", name, claim, require_warm, timeout_seconds, fleet=name)
         return {
@@ -207,6 +227,7 @@ class FakeControl:
             "target_replicas": 2,
             "reason": "r",
             "cause": "manual",
+            "details": {},
         }
         return {"schema": "fleetctl/history/v1", "entries": [entry]}
 

@@ -35,6 +35,8 @@ REQUESTS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("DELETE", "/v1/fleets/{fleet}"): ("/v1/fleets/demo?now=1&dry_run=0", None),
     ("POST", "/v1/fleets/{fleet}/scale"): ("/v1/fleets/demo/scale", {"delta": -2}),
     ("POST", "/v1/fleets/{fleet}/warm"): ("/v1/fleets/demo/warm", {"size": 3}),
+    ("GET", "/v1/fleets/{fleet}/autoscaling"): ("/v1/fleets/demo/autoscaling", None),
+    ("POST", "/v1/fleets/{fleet}/autoscaling"): ("/v1/fleets/demo/autoscaling", {"enabled": True, "mode": "recommend"}),
     ("POST", "/v1/fleets/{fleet}/acquire"): (
         "/v1/fleets/demo/acquire",
         {"claim": {"environment": {"TASK": "7"}}, "require_warm": True, "timeout_seconds": 2.5},
@@ -146,6 +148,8 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
             ("down", "demo", True, False),
             ("scale", "demo", None, -2, False),
             ("warm", "demo", 3, False),
+            ("autoscaling", "demo"),
+            ("set_autoscaling", "demo", True, "recommend", False),
             ("acquire", "demo", {"environment": {"TASK": "7"}, "tools": []}, True, 2.5),
             ("restart", "demo", [AGENT_ID], True, False),
             ("agent", AGENT_ID),
@@ -159,7 +163,7 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
         ]
 
 
-CHANGES = ("apply", "scale", "warm", "acquire", "restart", "down", "shutdown")
+CHANGES = ("apply", "scale", "warm", "set_autoscaling", "acquire", "restart", "down", "shutdown")
 
 
 def changes(server: Serving) -> int:
