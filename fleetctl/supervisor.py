@@ -9,21 +9,24 @@ import logging
 import random
 import secrets
 import signal
+import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Any, TypeVar, assert_never
 
 from fleetctl.core import restarts, warmpool
 from fleetctl.core.contract import Message
 from fleetctl.core.lifecycle import Move, move
 from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Fail, Forget, Kill, Mode, Promote, Start, Suspend, Wish, free_slots
 from fleetctl.core.reconcile import next_deadline, plan
-from fleetctl.errors import DrainTimeout, FleetctlError, SpawnFailed, StateDirectoryError
-from fleetctl.models import Agent, AgentState, Event, Exit, ProbeOutcome, ProcessRef, Replace
-from fleetctl.ports import Clock, LifecycleManager, StateManager
+from fleetctl.errors import DrainTimeout, FleetctlError, NotFound, SpawnFailed, StateDirectoryError
+from fleetctl.keeping import Keeping, new_id
+from fleetctl.models import Agent, AgentState, Checkpoint, Event, Exit, OnTimeout, ProbeOutcome, ProcessRef, Replace, Saved, Saving
+from fleetctl.ports import CheckpointStore, Clock, LifecycleManager, StateManager
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _SPAWNS_IN_A_ROW = 8
@@ -36,10 +39,11 @@ _MOST_EXTENSION_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class _Acquisition:
-    """Somebody who wants one more agent, and shall be told which; `cold`: a new one will do."""
+    """Somebody who wants one more agent, and shall be told which; `cold`: a new one will do; `restore`: only one that begins from this."""
 
     claim: Mapping[str, object]
     cold: bool
+    restore: Checkpoint | None
     answer: "asyncio.Future[Agent | None]"
 
 
@@ -53,6 +57,7 @@ class Supervisor:
         lifecycle: LifecycleManager,
         state: StateManager,
         clock: Clock,
+        checkpoints: CheckpointStore | None = None,
         agents: Iterable[Agent] = (),
         on_change: Callable[[], None] = lambda: None,
         on_event: Callable[[Event], None] = lambda event: None,
@@ -82,6 +87,11 @@ class Supervisor:
         self._passed: dict[str, ProcessRef] = {}  # the probe of this process of the agent has passed
         self._tasks: set[asyncio.Task[Collection[str]]] = set()
         self.warm_hits = 0
+        self._keeping = Keeping(checkpoints, lifecycle, clock)
+        self._parting: set[str] = set()  # gone for good, but for what they kept
+        self._filling: set[str] = set()  # to be started once they have what they are restored from
+        self._filled: set[str] = set()
+        self._hurried: set[str] = set()  # shall go now, with or without a checkpoint
         # Agents whose leader has ended, until nothing of their trees is left.
         self._ending = {agent.id for agent in self._agents.values() if _leaderless(agent)}
         self._wake = asyncio.Event()
@@ -119,9 +129,36 @@ class Supervisor:
         have no more, StateDirectoryError where the disk is full. The wish grows by the agent, which remembers that until the caller
         has had the wish saved, and says so with `wish_saved`. Until the answer nobody else may change the number of replicas.
         """
-        wanted = _Acquisition(claim, cold, asyncio.get_running_loop().create_future())
+        wanted = _Acquisition(claim, cold, None, asyncio.get_running_loop().create_future())
         self._post(lambda: self._acquire(wanted))
         return wanted.answer
+
+    def restore(self, checkpoint: Checkpoint) -> "asyncio.Future[Agent | None]":
+        """The same, for a new agent that goes on from what is in the checkpoint."""
+        wanted = _Acquisition({}, True, checkpoint, asyncio.get_running_loop().create_future())
+        self._post(lambda: self._acquire(wanted))
+        return wanted.answer
+
+    def drain(self, agent_id: str, *, now: bool) -> "asyncio.Future[Agent]":
+        """Have this very agent leave for good, and the wish shrink by it; `now`: without a checkpoint, and without time to finish.
+
+        Like those who acquire, the caller has the smaller wish saved and says so; the agent remembers it until then. Raises NotFound.
+        """
+        answer: asyncio.Future[Agent] = asyncio.get_running_loop().create_future()
+        self._post(lambda: self._drain_one(agent_id, answer, now=now))
+        return answer
+
+    async def checkpoint(self, agent: Agent, reason: str) -> Saved:
+        """Save what an agent keeps while it goes on. Raises FleetctlError, OSError."""
+        checkpoint_id = new_id(self._clock.time(), self._random)
+        saved = await self._keeping.take(agent, self.wish.spec, checkpoint_id=checkpoint_id, reason=reason, ask=agent.ready)
+        self._post(lambda: self._tell_saved(agent, saved))
+        return saved
+
+    @property
+    def unsaved(self) -> Mapping[str, str]:
+        """Why agents wait for their checkpoint before they stop, or leave, by id."""
+        return {agent_id: problem for agent_id, problem in self._keeping.problems.items() if agent_id in self._agents}
 
     def wish_saved(self, replicas: int) -> None:
         """A wish for so many is on disk."""
@@ -158,6 +195,7 @@ class Supervisor:
         try:
             await self._run()
         finally:
+            self._keeping.close()
             for task in self._tasks:
                 task.cancel()
 
@@ -181,7 +219,7 @@ class Supervisor:
             await self._sleep(pause)
 
     async def _sleep(self, pause: float | None) -> None:
-        deadlines = [next_deadline(self.wish, self._agents.values()), *self._watchdogs.values()]
+        deadlines = [next_deadline(self.wish, self._agents.values()), *self._watchdogs.values(), *self._keeping.deadlines()]
         deadline = min((at for at in deadlines if at is not None), default=None)
         if pause is None and deadline is None:
             await self._wake.wait()
@@ -201,21 +239,40 @@ class Supervisor:
                 await self._save_and_resume(self._owed_a_resume())
                 continue
             planned = plan(self.wish, list(self._agents.values()), self._clock.monotonic())
-            actions = [action for action in planned if not (isinstance(action, Suspend) and action.agent.id in self._suspending)]
-            if not actions and not self._inbox and not self._owed_a_stop() and not self._owed_a_resume():
+            actions = [action for action in planned if not self._is_under_way(action)]
+            if not (actions or self._inbox or self._owed_a_stop() or self._owed_a_resume() or self._owed_their_keep()):
                 await self._flush()
                 return
             await self._carry_out(actions)
             if not self._dirty:
                 self._publish()
 
+    def _is_under_way(self, action: Action) -> bool:
+        """Whether it happens beside the loop already."""
+        match action:
+            case Suspend(agent):
+                return agent.id in self._suspending
+            case Start(agent):
+                return agent.id in self._filling
+            case Forget(agent):
+                return agent.id in self._parting
+            case _:
+                return False
+
     def _owed_a_stop(self) -> list[Agent]:
-        """One that is being suspended has to wait: a stop behind our CONT would leave it stopped."""
+        """One that is being suspended has to wait: a stop behind our CONT would leave it stopped. So does one that is to be saved."""
         return [
             agent
             for agent in self._agents.values()
-            if agent.state is AgentState.DRAINING and not agent.stop_sent and agent.id not in self._suspending
+            if agent.state is AgentState.DRAINING and not agent.stop_sent and agent.saving is Saving.NO and agent.id not in self._suspending
         ]
+
+    def _owed_their_keep(self) -> list[Agent]:
+        """Whose state is to be saved, taken away or given now."""
+        waiting = [*self._parting, *self._filling]
+        waiting += [agent.id for agent in self._agents.values() if agent.saving is not Saving.NO and agent.state is AgentState.DRAINING]
+        found = (self._agents[agent_id] for agent_id in dict.fromkeys(waiting) if agent_id not in self._suspending)
+        return [agent for agent in found if self._keeping.due(agent.id)]
 
     def _owed_a_resume(self) -> list[Agent]:
         return [
@@ -237,6 +294,8 @@ class Supervisor:
             match action:
                 case Create(slot, pooled):
                     starting.append(self._created(slot, pooled))
+                case Start(agent) if agent.restore and agent.id not in self._filled:
+                    self._filling.add(agent.id)
                 case Start(agent):
                     starting.append(agent)
                 case BecomeReady(agent):
@@ -250,9 +309,9 @@ class Supervisor:
                 case Fail(agent, reason):
                     self._fail(agent, reason)
                 case Kill(agent):
-                    killing.append(self._out_of_time(agent))
+                    killing += self._out_of_time(agent)
                 case Forget(agent):
-                    self._forget(agent)
+                    self._part(agent)
                 case _:
                     assert_never(action)
         starting = [self._about_to_start(agent) for agent in starting]
@@ -266,6 +325,7 @@ class Supervisor:
             if number % _SPAWNS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
         self._suspend(suspending)
+        self._begin_keeping()
         if stopping and not starting:
             # Most end at once: that they were told is written with their end, or when the next look finds nothing else to do. A daemon
             # that dies before asks again, as one that dies between the signal and its record always does.
@@ -274,19 +334,24 @@ class Supervisor:
             await self._flush()
 
     def _become_ready(self, agent: Agent) -> None:
-        ready = replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, note="")
+        ready = replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, restore="", note="")
+        self._filled.discard(agent.id)
         self._rearm_watchdog(self._put(replace(ready, ready_deadline=None, start_deadline=None)))
         self._tell("agent.ready", f"{agent.id} is ready", agent)
 
     def _heed(self, agent_id: str, message: Message) -> None:
         """Take in what an agent said of itself. What it says over and over changes nothing on disk."""
         agent = self._agents.get(agent_id)
-        if agent is None or agent.process is None or agent.leader_exit:
+        if agent is None:
+            return
+        if message.resume is not None and message.resume != agent.resume_token:  # also the last thing it said: that is what counts
+            agent = self._put(replace(agent, resume_token=message.resume))
+        if agent.process is None or agent.leader_exit:
             return
         if message.extension and not agent.aware:
             agent = self._put(replace(agent, aware=True))
-        if message.resume is not None and message.resume != agent.resume_token:
-            agent = self._put(replace(agent, resume_token=message.resume))
+        if message.checkpoint is not None and self._keeping.told(agent_id) and not agent.pooled:
+            self._save_beside(agent)
         if message.blocked is not None:
             agent = self._blocked(agent, message.blocked, message.blocked_until)
         if message.extend_timeout_seconds is not None:
@@ -453,19 +518,26 @@ class Supervisor:
             wanted.answer.set_exception(FleetctlError(f"fleet {wish.spec.name} {reason}, so nothing of it can be acquired"))
             return
         agents = list(self._agents.values())
-        oldest = warmpool.available(wish.spec, agents, aware=self._must_read(wanted.claim))[:1]
+        oldest = [] if wanted.restore else warmpool.available(wish.spec, agents, aware=self._must_read(wanted.claim))[:1]
         if not oldest and not wanted.cold:
             wanted.answer.set_result(None)
             return
         size = wish.replicas + 1
         self.wish = replace(wish, spec=replace(wish.spec, replicas=size))
+        for one in agents:  # the newest number is the right one
+            if one.wish_shrunk is not None:
+                self._put(replace(one, wish_shrunk=size))
         if oldest:
             self._acquiring[oldest[0].id] = wanted
             self._promote(oldest[0], wish_owed=size)
             return
         (slot,) = free_slots(agents, 1)
-        agent = self._put(replace(self._created(slot, pooled=False), wish_owed=size, claimed=True))
-        self._claims[agent.id] = wanted.claim
+        agent = self._put(replace(self._created(slot, pooled=False), wish_owed=size, claimed=wanted.restore is None))
+        if wanted.restore is not None:
+            origin = f"{wanted.restore.agent_id}/{wanted.restore.id}"
+            agent = self._put(replace(agent, restore=origin, resume_token=wanted.restore.resume_token))
+        else:
+            self._claims[agent.id] = wanted.claim
         wanted.answer.set_result(agent)
 
     def _must_read(self, claim: Mapping[str, object]) -> bool:
@@ -486,7 +558,7 @@ class Supervisor:
             wanted, agent = self._acquiring.pop(agent_id), self._agents.get(agent_id)
             self._shrink_wish()
             if agent is not None and agent.process is None:
-                self._forget(agent)
+                self._part(agent)
             elif agent is not None:
                 self._put(replace(agent, leaving=True, wish_owed=0))
             self._post(lambda wanted=wanted: self._acquire(wanted))  # type: ignore[misc]  # the default binds it
@@ -505,7 +577,9 @@ class Supervisor:
     def _forget_owed_wishes(self, replicas: int) -> None:
         for agent in list(self._agents.values()):
             if 0 < agent.wish_owed <= replicas:
-                self._put(replace(agent, wish_owed=0))
+                agent = self._put(replace(agent, wish_owed=0))
+            if agent.wish_shrunk is not None and (replicas <= agent.wish_shrunk or replicas == sys.maxsize):
+                self._put(replace(agent, wish_shrunk=None))
 
     def _retire_woken(self, agent_ids: Collection[str]) -> None:
         for agent_id in agent_ids:
@@ -524,6 +598,7 @@ class Supervisor:
 
     def _about_to_start(self, agent: Agent) -> Agent:
         """The intent, to be on disk before the process exists; its token finds the process should we not live to record it."""
+        self._hurried.discard(agent.id)
         return self._put(
             replace(
                 agent,
@@ -540,6 +615,8 @@ class Supervisor:
                 retry_deadline=None,
                 start_deadline=None,
                 said_ready=False,
+                saving=Saving.NO,
+                checkpoint="",
                 note="starting",
             )
         )
@@ -611,15 +688,16 @@ class Supervisor:
                 continue
             for process in left:
                 self._lifecycle.watch(process, lambda _, process=process: self._post(lambda: self._lifecycle.release(process)))  # type: ignore[misc]  # the default binds it
-            if agent.state is not AgentState.DRAINING:
+            if agent.state is not AgentState.DRAINING or agent.saving is not Saving.NO:
                 deadline = self._clock.monotonic() + min(_LEFTOVER_SECONDS, self.wish.spec.graceful_drain.timeout_seconds)
-                agent = replace(agent, state=move(agent.state, Move.STOP), drain_deadline=deadline, ready_deadline=None)
+                stopping = replace(agent, state=move(agent.state, Move.STOP), drain_deadline=deadline, ready_deadline=None)
+                agent = replace(stopping, saving=Saving.NO)
             self._put(replace(agent, note=f"{agent.leader_exit or 'ended'}; ending what it left: {_named(left)}"))
 
     def _stop(self, agents: Sequence[Agent]) -> None:
         """The stop signal, once, and CONT behind it: a stopped process does not act on TERM until it is continued."""
         if agents:
-            self._lifecycle.signal(agents, self.wish.spec.stop_signal_number, signal.SIGCONT)
+            self._lifecycle.signal(agents, self.wish.spec.drain_signal_number, signal.SIGCONT)
             for agent in agents:
                 self._put(replace(self._agents.get(agent.id, agent), stop_sent=True))
 
@@ -644,8 +722,10 @@ class Supervisor:
             stale_deadline=None,
             resume_owed=False,
             stop_sent=False,
+            saving=Saving.NO,
             failing="",
         )
+        self._keeping.calm(agent.id)
         if agent.leaving or (agent.pooled and agent.stale_deadline is not None):
             # What dies in the pool did nothing wrong and was nobody: a fresh one takes its place.
             gone = replace(gone, leaving=True)
@@ -689,13 +769,23 @@ class Supervisor:
     def _drain(self, agent: Agent, leaving: bool, reason: str) -> None:
         self._tell("agent.draining", f"{agent.id} is asked to stop: {reason}", agent)
         replaced = agent.replace if leaving or agent.replace is not Replace.NO else Replace.ROLLING
-        self._put(replace(self._stopping(agent, reason), leaving=leaving, replace=replaced))
+        stopping = replace(self._stopping(agent, reason), leaving=leaving, replace=replaced)
+        self._put(stopping if agent.state is AgentState.DRAINING else self._to_be_saved(agent, stopping))
+
+    def _to_be_saved(self, agent: Agent, stopping: Agent) -> Agent:
+        """Its time to finish begins when it is asked to, which is when what it keeps has been saved."""
+        saving = Saving.NO if self.wish.down and self.wish.down_now else self._keeping.saving_of(agent, self.wish.spec)
+        if saving is Saving.NO:
+            return stopping
+        return replace(stopping, saving=saving, checkpoint=new_id(self._clock.time(), self._random), drain_deadline=None)
 
     def _stopping(self, agent: Agent, reason: str) -> Agent:
         now = self._clock.monotonic()
         deadline = now + (0.0 if self.wish.down_now and self.wish.down else self.wish.spec.graceful_drain.timeout_seconds)
         if agent.state is AgentState.DRAINING:  # on its way already: it only learns that it will not come back, or must hurry
             deadline = min(deadline, agent.drain_deadline or deadline)
+            if agent.saving is not Saving.NO:
+                return replace(agent, note=reason)
         return replace(
             agent,
             state=move(agent.state, Move.STOP),
@@ -708,21 +798,153 @@ class Supervisor:
             note=reason,
         )
 
-    def _out_of_time(self, agent: Agent) -> Agent:
-        deadline = self._clock.monotonic() + _KILL_AGAIN_SECONDS
-        if self.wish.down_now or agent.id in self._ending:
-            return self._put(replace(agent, drain_deadline=deadline))
-        note = f"{DrainTimeout.code} {DrainTimeout().message}; it is killed"
+    def _out_of_time(self, agent: Agent) -> list[Agent]:
+        """Who is to be killed for it: the agent, or nobody where it may take all the time it wants."""
+        again = self._clock.monotonic() + _KILL_AGAIN_SECONDS
+        hurried = self.wish.down_now or agent.id in self._hurried
+        waits = self.wish.spec.graceful_drain.on_timeout is OnTimeout.WAIT and agent.stop_sent and not hurried
+        if hurried or (agent.id in self._ending and not waits):
+            return [self._put(replace(agent, drain_deadline=again))]
+        note = f"{DrainTimeout.code} {DrainTimeout().message}; it {'goes on until it ends by itself' if waits else 'is killed'}"
         if agent.note != note:  # told once, killed as often as it takes
             self._tell("drain.timeout", f"{agent.id}: {note}", agent, code=DrainTimeout.code)
-        return self._put(replace(agent, drain_deadline=deadline, note=note))
+        put = self._put(replace(agent, drain_deadline=None if waits else again, note=note))
+        return [] if waits else [put]
 
     def _hurry(self) -> None:
         """No more time for those that are on their way out already."""
-        now = self._clock.monotonic()
         for agent in list(self._agents.values()):
-            if agent.state is AgentState.DRAINING:
-                self._put(replace(agent, drain_deadline=now))
+            if agent.state is AgentState.DRAINING or agent.id in self._parting:
+                self._hurry_one(agent)
+
+    def _hurry_one(self, agent: Agent) -> None:
+        self._keeping.hurry(agent.id)
+        self._hurried.add(agent.id)
+        if agent.state is AgentState.DRAINING:
+            self._put(replace(agent, saving=Saving.NO, drain_deadline=self._clock.monotonic()))
+
+    def _drain_one(self, agent_id: str, answer: "asyncio.Future[Agent]", *, now: bool) -> None:
+        agent = self._agents.get(agent_id)
+        if answer.done():  # whoever asked has gone
+            return
+        if agent is None or agent.pooled:
+            answer.set_exception(NotFound(f"fleet {self.wish.spec.name} has no agent {agent_id}"))
+            return
+        if not agent.leaving:
+            if not self.wish.down:
+                agent = self._shrink_wish_by(agent)
+            if agent.process is None and agent.state is not AgentState.DRAINING:
+                agent = self._put(replace(agent, state=move(agent.state, Move.FINISH), leaving=True, note="drained"))
+            else:
+                self._drain(agent, leaving=True, reason="drained")
+        if now:
+            self._hurry_one(self._agents[agent_id])
+        answer.set_result(self._agents[agent_id])
+
+    def _shrink_wish_by(self, agent: Agent) -> Agent:
+        self._shrink_wish()
+        size = self.wish.replicas
+        for one in list(self._agents.values()):  # the newest number is the right one
+            owed, shrunk = (size if one.wish_owed else 0), (size if one.wish_shrunk is not None else None)
+            if (owed, shrunk) != (one.wish_owed, one.wish_shrunk):
+                self._put(replace(one, wish_owed=owed, wish_shrunk=shrunk))
+        return self._put(replace(self._agents[agent.id], wish_owed=0, wish_shrunk=size))
+
+    # -- what agents keep
+
+    def _begin_keeping(self) -> None:
+        """Start what is owed to what agents keep. Only once their intent is on disk: nothing is taken away from one that may come back."""
+        spec = self.wish.spec
+        for agent in self._owed_their_keep():
+            if agent.id in self._dirty:
+                continue
+            if agent.id in self._filling:
+                self._beside(agent, self._keeping.fill(agent), self._filled_up)
+            elif agent.id in self._parting:
+                self._beside(agent, self._keeping.retire(agent, spec, agent.note), self._parted)
+            else:
+                ask = agent.saving is Saving.ASK and not agent.leader_exit
+                taking = self._keeping.take(agent, spec, checkpoint_id=agent.checkpoint, reason=agent.note, ask=ask)
+                self._beside(agent, taking, self._saved_before_stop)
+
+    def _beside(self, agent: Agent, work: Coroutine[Any, Any, T], then: Callable[[Agent, T | None], None]) -> None:
+        self._keeping.begin(agent.id, work, lambda result: self._post(lambda: then(agent, result)))
+
+    def _save_beside(self, agent: Agent) -> None:
+        """It wrote a checkpoint that nobody asked for."""
+        reason, checkpoint_id = "told by the agent", new_id(self._clock.time(), self._random)
+        taking = self._keeping.take(agent, self.wish.spec, checkpoint_id=checkpoint_id, reason=reason, ask=False)
+        self._beside(agent, taking, self._saved_meanwhile)
+
+    def _saved_meanwhile(self, agent: Agent, saved: Saved | None) -> None:
+        if saved is None:
+            log.warning("%s: its checkpoint was not saved: %s", agent.id, self._keeping.problems.get(agent.id))
+            self._keeping.calm(agent.id)
+        else:
+            self._tell_saved(agent, saved)
+
+    def _saved_before_stop(self, before: Agent, saved: Saved | None) -> None:
+        agent = self._agents.get(before.id)
+        if saved is None:
+            self._told_of_trouble(before, "it is not stopped without one")
+            return
+        self._tell_saved(before, saved)
+        if agent is None or agent.process != before.process or agent.saving is Saving.NO:
+            return  # it ended meanwhile, or had no more time
+        now = self._clock.monotonic()
+        timeout, checkpoint = self.wish.spec.graceful_drain.timeout_seconds, agent.checkpoint if saved.checkpoint else ""
+        self._put(replace(agent, saving=Saving.NO, checkpoint=checkpoint, drain_deadline=now + timeout, draining_since=now))
+
+    def _part(self, agent: Agent) -> None:
+        """It is gone for good: what it kept is saved for the last time and taken away, then it is forgotten."""
+        wanted = self.wish.spec.graceful_drain.checkpoint_before_drain or bool(agent.checkpoint) or agent.pooled
+        if not wanted or not (agent.checkpoint or self._keeping.keeps_something(agent)):
+            self._forget(agent)
+            return
+        self._parting.add(agent.id)
+        self._filling.discard(agent.id)
+        gone = replace(agent, state=move(agent.state, Move.FINISH), leaving=True)
+        self._put(replace(gone, checkpoint=agent.checkpoint or new_id(self._clock.time(), self._random)))
+
+    def _parted(self, before: Agent, saved: Saved | None) -> None:
+        agent = self._agents.get(before.id)
+        if agent is None:
+            return
+        if saved is None and agent.id not in self._hurried and not self.wish.down_now:
+            self._told_of_trouble(agent, "what it kept stays where it is until there is one")
+            return
+        if saved is None:
+            self._tell("checkpoint.failed", f"{agent.id}: no checkpoint of what it kept: {self._keeping.problems.get(agent.id)}", agent)
+        elif agent.resume_token != before.resume_token:
+            return  # it said so on its way out: once more
+        elif saved.checkpoint or saved.problem:
+            self._tell_saved(agent, saved)
+        self._parting.discard(agent.id)
+        self._forget(agent)
+
+    def _filled_up(self, before: Agent, done: bool | None) -> None:
+        self._filling.discard(before.id)
+        agent, problem = self._agents.get(before.id), self._keeping.problems.get(before.id, "")
+        self._keeping.calm(before.id)
+        if agent is None or agent.process is not None or agent.leaving:
+            return
+        if done:
+            self._filled.add(agent.id)
+        else:
+            self._could_not_start(agent, SpawnFailed(f"it cannot be restored: {problem}"))
+
+    def _tell_saved(self, agent: Agent, saved: Saved) -> None:
+        if saved.checkpoint is not None:
+            text = f"{agent.id}: checkpoint {saved.checkpoint.id} ({saved.checkpoint.reason})"
+            self._tell("checkpoint.saved", text, agent, checkpoint=saved.checkpoint.id, bytes=saved.checkpoint.size)
+        if saved.problem:
+            self._tell("checkpoint.incomplete", f"{agent.id}: {saved.problem}", agent)
+
+    def _told_of_trouble(self, agent: Agent, consequence: str) -> None:
+        """In memory only: the disk may be the trouble. Once, for it is tried again and again."""
+        if self._keeping.is_news(agent.id):
+            log.error("%s: no checkpoint can be taken, so %s: %s", agent.id, consequence, self._keeping.problems[agent.id])
+            self._on_change()
 
     def _forget(self, agent: Agent) -> None:
         self._agents.pop(agent.id, None)
@@ -730,6 +952,11 @@ class Supervisor:
         self._ending.discard(agent.id)
         self._claims.pop(agent.id, None)
         self._passed.pop(agent.id, None)
+        self._parting.discard(agent.id)
+        self._filling.discard(agent.id)
+        self._filled.discard(agent.id)
+        self._hurried.discard(agent.id)
+        self._keeping.forget(agent.id)
         self._forgotten.add(agent.id)
         self._discarding.append(agent)
 
@@ -791,6 +1018,7 @@ def _is_news(agent: Agent, message: Message) -> bool:
         (message.ready and not agent.said_ready)
         or (message.extension and not agent.aware)
         or message.resume not in (None, agent.resume_token)
+        or message.checkpoint is not None
         or (message.blocked is not None and (message.blocked, message.blocked_until) != (agent.blocked, agent.blocked_until))
         or message.extend_timeout_seconds is not None
         or (message.stopping and agent.ready)

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "host": NOUNS,  # never core: hands do not decide
     "config": NOUNS,
     "importing": NOUNS | {"config"},  # other tools' files, as text
-    "supervisor": NOUNS | {"core"},
+    "keeping": NOUNS,
+    "supervisor": NOUNS | {"core", "keeping"},
     "probing": NOUNS | {"core"},
     "autoscaler": NOUNS | {"core"},
     "fleet": NOUNS | {"core", "supervisor", "probing", "autoscaler", "config"},

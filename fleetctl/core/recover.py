@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fleetctl.models import Agent, AgentState, Exit, FleetSpec, Found, Identity
+from fleetctl.models import Agent, AgentState, Exit, FleetSpec, Found, Identity, Saving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,9 @@ def with_acquired(spec: FleetSpec, agents: Sequence[Agent]) -> tuple[FleetSpec, 
     """Agents that were acquired just before the daemon died count, though the stored wish does not say so yet."""
     owed = max((agent.wish_owed for agent in agents if not agent.leaving), default=0)
     replicas = max(spec.replicas, min(owed, spec.max_replicas))
-    return replace(spec, replicas=replicas), tuple(replace(agent, wish_owed=0) for agent in agents)
+    # And those that were drained do not: of several the newest number is in all of them.
+    replicas = min([replicas, *(agent.wish_shrunk for agent in agents if agent.wish_shrunk is not None)])
+    return replace(spec, replicas=replicas), tuple(replace(agent, wish_owed=0, wish_shrunk=None) for agent in agents)
 
 
 def _recover_one(record: Agent, identity: Identity | None, *, boot_id: str, now: float, wall: float) -> Agent:
@@ -101,6 +103,7 @@ def _rebooted(record: Agent) -> Agent:
         stop_sent=False,
         resume_owed=False,
         stale_deadline=None,
+        saving=Saving.NO,
     )
     if record.leaving:
         return replace(fresh, state=AgentState.TERMINATED)
