@@ -32,6 +32,7 @@ FAMILIES = {
     "explain": ("explain",),
     "explore": ("inspect", "history", "events"),
     "wait": ("wait",),
+    "top": ("top",),
     "metrics": ("metrics",),
     "simulate": ("simulate",),
     "daemon": ("daemon",),
@@ -39,6 +40,7 @@ FAMILIES = {
     "importing": ("import",),
     "export": ("export",),
     "doctor": ("doctor",),
+    "report": ("report",),
     "completion": ("completion", "__complete"),
 }
 MODULES = {command: module for module, commands in FAMILIES.items() for command in commands}
@@ -53,7 +55,7 @@ OTHER_WORDS = {
     **dict.fromkeys(("ls", "list"), "`fleetctl ps` lists agents, `fleetctl status` fleets"),
     **dict.fromkeys(("stop", "rm", "delete", "kill"), _END),
     **dict.fromkeys(("start", "apply", "run", "create"), "`fleetctl up` starts fleets"),
-    **dict.fromkeys(("top", "monit"), "`fleetctl status` shows fleets live"),
+    "monit": "`fleetctl top` shows the busiest agents, `fleetctl status` all of them",
     **dict.fromkeys(("tail", "log"), "`fleetctl logs -f` shows what agents write"),
     **dict.fromkeys(("describe", "show"), "`fleetctl inspect` shows all about a fleet or an agent"),
     "reload": "`fleetctl up` takes over a changed file, `fleetctl restart` replaces the processes",

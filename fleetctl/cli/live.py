@@ -1,6 +1,6 @@
 """The live table of `status`: redrawn when something changed, at most as often as asked, no larger than the terminal. Needs rich."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from fleetctl.daemon.wire import Status
     from fleetctl.engines.local import LocalEngine
 
+    Draw = Callable[[Status, int, int], list[render.Line]]
+    """A status, the terminal's width and height -> what it shows."""
+
 FOOT_LINES = 2
 
 
-def show_status(engine: "LocalEngine", fleets: Sequence[str], seconds: float, console: Console | None = None) -> None:
-    """Watch these fleets, or all, until interrupted. Raises DaemonUnreachable when the daemon ends, NotFound for an unknown name."""
+def show_status(
+    engine: "LocalEngine", fleets: Sequence[str], seconds: float, console: Console | None = None, *, draw: "Draw | None" = None
+) -> None:
+    """Watch these fleets, or all, until interrupted; `draw` shows them, else `frame`.
+
+    Raises DaemonUnreachable when the daemon ends, NotFound for an unknown name.
+    """
     check_fleets(fleets, engine.client.daemon()["fleets"] if fleets else ())
     only = fleets[0] if len(fleets) == 1 else None
     screen = console or Console(highlight=False)
@@ -28,7 +36,7 @@ def show_status(engine: "LocalEngine", fleets: Sequence[str], seconds: float, co
         for status in stream:
             if fleets:
                 status["fleets"] = [fleet for fleet in status["fleets"] if fleet["name"] in fleets]
-            lines = frame(status, screen.width, screen.height)
+            lines = (draw or frame)(status, screen.width, screen.height)
             if lines != shown:
                 live.update(as_text(lines), refresh=True)
                 shown = lines
