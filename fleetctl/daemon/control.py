@@ -81,6 +81,8 @@ class Control:
             self._add(replace(wish, spec=grown), agents)
         self._strays = found
         await self.state.save(forget=[agent.id for agent in records if agent.fleet not in self.fleets])
+        known = {agent.id for fleet in self.fleets.values() for agent in fleet.agents}
+        self.lifecycle.tidy(known | {tree.agent_id for tree in self._strays})
         for tree in self._strays:
             self._note(
                 f"agent {tree.agent_id} of fleet {tree.fleet}, of which nothing is recorded, still runs; `fleetctl down --orphans` ends it"

@@ -49,7 +49,7 @@ def build(
 
     Raises SpawnFailed for a secret or an `env_file` that cannot be read.
     """
-    environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
+    environ = {name: os.environ[name] for name in os.environ if name in INHERITED or name.startswith("LC_")}
     return (
         environ
         | secrets(spec)

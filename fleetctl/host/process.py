@@ -63,6 +63,8 @@ class LocalLifecycleManager:
         self.paths = state_dir if isinstance(state_dir, Paths) else Paths(os.path.realpath(state_dir))
         self.umask, self._owns_all_children = umask, owns_all_children
         self._pidfds: dict[ProcessRef, int] = {}
+        self._watched: set[ProcessRef] = set()
+        self._ended: set[ProcessRef] = set()
         self._spawned: dict[ProcessRef, str] = {}  # the agent of each leader
         self._tokens: dict[tuple[int, int], str] = {}
         self._members: dict[str, frozenset[tuple[int, int]]] = {}
@@ -71,18 +73,18 @@ class LocalLifecycleManager:
             tag.shed()
         self._orphans_come_to_us = owns_all_children and _is_subreaper()
         self._suspended: dict[str, list[procfs.Stat]] = {}
+        self._discarded: list[str] = []
+        self._reaping = False
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.sockets = sockets.ListeningSockets(self.paths, umask=umask)
         self._helpers: set[int] = set()  # children that are no agents, such as probes: whoever started them reaps them
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
-        state_directory = self.paths.agent_state(agent.id)
         try:
-            for folder in (state_directory, self.paths.locks):  # the second too: somebody may have cleared run/
-                os.makedirs(folder, mode=0o700, exist_ok=True)
+            _make_folder(self.paths.agent_state(agent.id))
             environ = self.environment_of(agent, spec)
             with contextlib.ExitStack() as stack:
-                lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id)))
+                lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id), create=True))
                 _take(lock, agent)
                 output = logs.open_log(self.paths, agent.fleet, agent.id, spec.logs)
                 stack.callback(os.close, output)
@@ -110,6 +112,8 @@ class LocalLifecycleManager:
             raise SpawnFailed(f"{agent.id}: its process could not be identified right after its start, and was ended")
         process = ProcessRef(pid=pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
         self._spawned[process] = agent.id
+        with contextlib.suppress(OSError):  # else it is opened, and then verified, when it is needed
+            self._pidfds[process] = os.pidfd_open(pid)
         return process
 
     def _execute(self, agent: Agent, spec: FleetSpec, environ: Mapping[str, str], output: int, lock: int) -> int:
@@ -172,11 +176,11 @@ class LocalLifecycleManager:
             raise ConfigError(error.message, hint=error.hint) from error
 
     def watch(self, process: ProcessRef, on_exit: Callable[[Exit], None]) -> None:
-        if process in self._pidfds:
+        if process in self._watched:
             return
         loop = asyncio.get_running_loop()
         try:
-            fd = pidfd.open_verified(process)
+            fd = self._pidfds.get(process) or pidfd.open_verified(process)
         except OSError as error:  # out of descriptors; nothing is known of it until there is one again
             log.warning("pid %d cannot be watched yet: %s", process.pid, error.strerror)
             loop.call_later(_WATCH_RETRY_SECONDS, self.watch, process, on_exit)
@@ -185,18 +189,20 @@ class LocalLifecycleManager:
             loop.call_soon(on_exit, Exit(at=time.time()))
             return
         self._pidfds[process] = fd
-        loop.add_reader(fd, self._ended, process, on_exit, time.time, 0)
+        self._watched.add(process)
+        loop.add_reader(fd, self._has_ended, process, on_exit, time.time, 0)
 
-    def _ended(self, process: ProcessRef, on_exit: Callable[[Exit], None], clock: Callable[[], float], tries: int) -> None:
+    def _has_ended(self, process: ProcessRef, on_exit: Callable[[Exit], None], clock: Callable[[], float], tries: int) -> None:
         loop = asyncio.get_running_loop()
         fd = self._pidfds.get(process)
         if fd is None:
             return
         loop.remove_reader(fd)
+        self._ended.add(process)
         ended = pidfd.exit_of(fd, process, clock())
         if ended is None and tries < _STATUS_TRIES:
             # Between its end and its reaping by init the kernel may not tell yet.
-            loop.call_later(_STATUS_RETRY_SECONDS, self._ended, process, on_exit, clock, tries + 1)
+            loop.call_later(_STATUS_RETRY_SECONDS, self._has_ended, process, on_exit, clock, tries + 1)
             return
         on_exit(ended or Exit(at=clock()))
 
@@ -207,10 +213,15 @@ class LocalLifecycleManager:
             with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
                 os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
             with contextlib.suppress(RuntimeError):  # no loop any more
-                asyncio.get_running_loop().remove_reader(fd)
+                if process not in self._ended:
+                    asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
-        if self._owns_all_children:
-            self.reap_orphans()
+        self._watched.discard(process)
+        self._ended.discard(process)
+        if self._owns_all_children and not self._reaping:
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop().call_soon(self.reap_orphans)  # once for many that end together
+                self._reaping = True
 
     @contextlib.contextmanager
     def helper(self, pid: int) -> Iterator[None]:
@@ -229,13 +240,18 @@ class LocalLifecycleManager:
 
         Only for who owns all its children: of any other it would take the exit status away from whoever waits for it.
         """
-        leaders = {process.pid for process in self._pidfds}
+        self._reaping = False
+        leaders: set[int] | None = None  # most often there is nobody to compare with them
         while True:
             try:
                 result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if result is None or result.si_pid in leaders or result.si_pid in self._helpers:
+            if result is None:
+                return
+            if leaders is None:
+                leaders = {process.pid for process in self._pidfds.keys() | self._spawned.keys()} | self._helpers
+            if result.si_pid in leaders:
                 return
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(result.si_pid, os.WNOHANG)
@@ -255,12 +271,27 @@ class LocalLifecycleManager:
         the leaders have ended and every other child of ours is a leader too, the trees are empty. The list of our children is exact:
         only this thread reaps them, so none leaves it while it is read.
         """
-        if not self._orphans_come_to_us or any(agent.process not in self._spawned or _lives(agent.process) for agent in agents):
+        if any(agent.process not in self._spawned or not self._is_over(agent.process) for agent in agents):
             return False
-        leaders = {process.pid for process in self._spawned}
-        children = procfs.children()
-        unexplained = None if children is None else children - leaders - self._helpers
-        return unexplained is not None and not any((found := procfs.stat(pid)) and found.alive for pid in unexplained)
+        return self._has_no_orphans()
+
+    def _is_over(self, process: ProcessRef) -> bool:
+        return process in self._ended or not _lives(process)
+
+    def _has_no_orphans(self) -> bool:
+        """Whether every child of ours is a leader that we started: surely, or False."""
+        children = procfs.children() if self._orphans_come_to_us else None
+        if children is None:
+            return False
+        unexplained = children - {process.pid for process in self._spawned} - self._helpers
+        return not any((found := procfs.stat(pid)) and found.alive for pid in unexplained)
+
+    def _loners(self, agents: Sequence[Agent]) -> dict[str, ProcessRef]:
+        """The agents whose trees are surely their leader and nobody else, by the same reasoning: it has no child, and we no orphan."""
+        if not self._has_no_orphans():
+            return {}
+        leaders = {agent.id: agent.process for agent in agents if agent.process in self._spawned and agent.process in self._pidfds}
+        return {agent_id: leader for agent_id, leader in leaders.items() if leader and procfs.children(leader.pid) == set()}
 
     def remember(self, trees: Mapping[str, frozenset[tuple[int, int]]]) -> None:
         """Who was seen in which agent's tree, as (pid, start ticks): it stays there, whatever it makes of its session and environment."""
@@ -305,14 +336,18 @@ class LocalLifecycleManager:
         return next((agent.id for agent in agents if token and agent.token == token), None)
 
     def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
-        trees = self._trees(agents)
+        loners = self._loners(agents)
+        others = [agent for agent in agents if agent.id not in loners]
+        trees = self._trees(others)
         for number in numbers:
-            for agent in agents:
+            for leader in loners.values():
+                pidfd.send(leader, number, group=True, held=self._pidfds[leader])
+            for agent in others:
                 # The leader's group in one call, so that no child is born between two signals.
-                leader = next((stat for stat in trees[agent.id] if agent.process and stat.pid == agent.process.pid), None)
-                grouped = leader is not None and self._send(leader, number, group=True)
+                head = next((stat for stat in trees[agent.id] if agent.process and stat.pid == agent.process.pid), None)
+                grouped = head is not None and self._send(head, number, group=True)
                 for stat in trees[agent.id]:
-                    if not (grouped and leader and stat.pgid == leader.pid):
+                    if not (grouped and head and stat.pgid == head.pid):
                         self._send(stat, number)
 
     async def suspend(self, agents: Sequence[Agent]) -> frozenset[str]:
@@ -383,12 +418,21 @@ class LocalLifecycleManager:
     def discard(self, agent: Agent) -> None:
         self._members.pop(agent.id, None)
         self._suspended.pop(agent.id, None)
-        claim = self.paths.agent_claim(agent.id)
-        for path in (self.paths.agent_lock(agent.id), claim, f"{claim}.tmp"):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        with contextlib.suppress(OSError):
-            os.rmdir(self.paths.agent_state(agent.id))  # only when the agent left nothing in it
+        self._discarded.append(agent.id)
+        if len(self._discarded) == 1:
+            asyncio.get_running_loop().call_soon(self._remove_discarded)
+
+    def _remove_discarded(self) -> None:
+        """In a thread: on some file systems it takes longer than to end the processes."""
+        agent_ids, self._discarded = self._discarded, []
+        asyncio.get_running_loop().run_in_executor(None, _remove_files, self.paths, agent_ids)
+
+    def tidy(self, known: Collection[str]) -> None:
+        """Remove what was made for agents that are not among the known, and was not removed because the daemon was killed."""
+        named = {name.removesuffix(".lock") for name in _names(self.paths.locks)}
+        named |= {name.removesuffix(".tmp").removesuffix(".json") for name in _names(self.paths.claims)} | {*_names(self.paths.agents)}
+        gone = [name for name in named - set(known) if re.fullmatch(AGENT_ID_PATTERN, name)]
+        _remove_files(self.paths, [agent_id for agent_id in gone if not self._lock_is_held(agent_id)])
 
     def find(self) -> list[Found]:
         """Every live tree on this machine that belongs to this state directory, by its token or, where it lost that, by its lock.
@@ -448,7 +492,7 @@ class LocalLifecycleManager:
         for name in _names(self.paths.locks):
             agent_id = name.removesuffix(".lock")
             with contextlib.suppress(OSError, ValueError, UnicodeDecodeError):
-                with _opened(f"{self.paths.locks}/{name}", create=False) as lock:
+                with _opened(f"{self.paths.locks}/{name}") as lock:
                     record = json.loads(os.pread(lock, 4096, 0) or b"{}")
                 if isinstance(record, dict):
                     records[agent_id] = record
@@ -514,7 +558,7 @@ class LocalLifecycleManager:
     def _lock_is_held(self, agent_id: str) -> bool:
         """Whether any process still has the lock that the agent inherited: proof of life that no reuse of pids can fake."""
         try:
-            with _opened(self.paths.agent_lock(agent_id), create=False) as lock:
+            with _opened(self.paths.agent_lock(agent_id)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -527,6 +571,25 @@ class LocalLifecycleManager:
         path = self.paths.agent_lock(agent.id)
         me = os.getpid()
         return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+def _remove_files(paths: Paths, agent_ids: Iterable[str]) -> None:
+    for agent_id in agent_ids:
+        claim = paths.agent_claim(agent_id)
+        for path in (paths.agent_lock(agent_id), claim, f"{claim}.tmp"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(paths.agent_state(agent_id))  # only when the agent left nothing in it
 
 
 def _make_files(paths: Sequence[str]) -> None:
@@ -565,8 +628,15 @@ def _inherit(pid: int, stats: Mapping[int, procfs.Stat], owner: dict[int, str]) 
 
 
 @contextlib.contextmanager
-def _opened(path: str, *, create: bool = True) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o600)
+def _opened(path: str, *, create: bool = False) -> Iterator[int]:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        if not create:
+            raise
+        _make_folder(os.path.dirname(path))  # somebody cleared run/
+        fd = os.open(path, flags, 0o600)
     try:
         yield fd
     finally:

@@ -106,16 +106,25 @@ def snapshot() -> dict[int, Stat]:
     return {pid: found for pid in pids() if (found := stat(pid))}
 
 
-def children() -> set[int] | None:
-    """Pids of our own children, zombies included; None where this kernel does not tell (CONFIG_PROC_CHILDREN)."""
+def children(of: int | None = None) -> set[int] | None:
+    """Pids of a process's children, by default our own, zombies included; None where this kernel does not tell (CONFIG_PROC_CHILDREN).
+
+    Exact as long as none of them is reaped meanwhile: the kernel counts its way through the list.
+    """
+    folder = f"/proc/{of or 'self'}/task"
     found: set[int] = set()
-    for thread in os.listdir("/proc/self/task"):  # a child belongs to the thread that started it or, an orphan, to any of them
-        try:
-            with open(f"/proc/self/task/{thread}/children", "rb") as file:  # to its end: a page at a time is all a read gives
-                found.update(map(int, file.read().split()))
-        except FileNotFoundError:
-            if os.path.exists(f"/proc/self/task/{thread}"):
-                return None
+    try:
+        # A child belongs to the thread that started it or, an orphan, to any of them. Each is a folder, and so one more link.
+        alone = of is not None and os.stat(folder).st_nlink == 3
+        for thread in [str(of)] if alone else os.listdir(folder):
+            try:
+                with open(f"{folder}/{thread}/children", "rb", buffering=0) as file:  # to its end: a page at a time is all a read gives
+                    found.update(map(int, file.read().split()))
+            except FileNotFoundError:
+                if os.path.exists(f"{folder}/{thread}"):
+                    return None
+    except FileNotFoundError:
+        return set()
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 from fleetctl.errors import SpawnFailed
 from fleetctl.models import Agent, Exit, FleetSpec, Identity, ProcessRef
 from tests.contracts.harness import FakeWorld, Program, RealWorld, World, new_agent
+from tests.helpers import wait_for
 
 TERM, CONT, STOP = signal.SIGTERM, signal.SIGCONT, signal.SIGSTOP
 
@@ -261,5 +262,9 @@ def test_a_claim_is_kept_where_told_and_else_replaced(world: World) -> None:
     assert world.claim_of(agent) == {"tools": ["a"]}
     world.manager.claim(agent, {"tools": ["c"]})
     assert world.claim_of(agent) == {"tools": ["c"]}
-    world.manager.discard(agent)
-    assert world.claim_of(agent) is None
+
+    async def story() -> None:
+        world.manager.discard(agent)
+        await wait_for(lambda: world.claim_of(agent) is None)
+
+    world.run(story())

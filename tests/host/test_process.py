@@ -498,10 +498,11 @@ def test_discarding_removes_the_lock_and_keeps_what_the_agent_saved(world: RealW
             await end(world, agent)
             world.manager.release(leader(agent))
             world.manager.discard(agent)
+        await wait_for(lambda: not os.path.exists(world.paths.agent_state(empty.id)))
+        for agent in (kept, empty):
             assert not os.path.exists(world.paths.agent_lock(agent.id))
             assert "READY" in world.output(agent)
         assert os.path.exists(f"{world.paths.agent_state(kept.id)}/saved")
-        assert not os.path.exists(world.paths.agent_state(empty.id))
 
     world.run(story())
 

@@ -108,6 +108,23 @@ def test_agents_of_a_damaged_database_are_found_again(place: Place, what: str) -
         assert list(Path(place.root).glob("fleetctl.db.damaged-*"))
 
 
+def test_what_a_killed_daemon_did_not_tidy_up_is_tidied_up_by_the_next(place: Place) -> None:
+    agents = fleet_of(place)
+    place.kill()
+    left = [Path(place.root, path) for path in ("run/locks/web-aaaaa.lock", "run/claims/web-aaaaa.json", "run/claims/web-aaaaa.json.tmp")]
+    empty, kept = Path(place.root, "agents/web-aaaaa"), Path(place.root, "agents/web-bbbbb/work")
+    for path in left:
+        path.write_text("{}")
+    empty.mkdir()
+    kept.parent.mkdir()
+    kept.touch()
+    place.start()
+    assert not [path for path in (*left, empty) if path.exists()]
+    assert kept.exists()
+    assert all(Path(place.root, f"run/locks/{agent_id}.lock").exists() for agent_id in agents)
+    assert place.settled("web", 3)
+
+
 def test_agents_of_a_state_directory_that_lost_everything_are_shown_and_can_be_ended(place: Place) -> None:
     before = fleet_of(place)
     place.kill()

@@ -69,6 +69,26 @@ def test_what_an_agent_double_forked_ends_with_it(place: Place, escape: str, cra
     assert not place.processes()
 
 
+# Where a child can be while its agent is asked to stop: still its child, in a session of its own; or nobody's.
+ELSEWHERE = {
+    "child": """setsid sh -c "{heeds}" & exec sleep 1000""",
+    "orphan": """(setsid sh -c "{heeds}" &) ; exec sleep 1000""",
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_each_process_of_an_agent_is_asked_to_stop_wherever_it_is(place: Place, where: str) -> None:
+    place.start()
+    heeds = "trap 'echo asked; exit' TERM; echo up; while :; do sleep 0.02; done"
+    place.client.apply("tree", spec("tree", ["sh", "-c", ELSEWHERE[where].format(heeds=heeds)], 1))
+    place.client.apply("calm", spec("calm", SLEEP, 1))
+    eventually(lambda: place.settled("tree", 1) and b"up" in place.log("tree", place.agents("tree")[0]["id"]), "the tree stands")
+    agent_id = place.agents("tree")[0]["id"]
+    place.run("down", "tree")
+    assert place.log("tree", agent_id).count(b"asked") == 1
+    assert place.settled("calm", 1)
+
+
 # What a daemon of the old school does, and an environment and descriptors shed as well: nothing of its agent's is left to see.
 SHEDS_EVERYTHING = """
 import os
