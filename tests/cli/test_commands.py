@@ -43,7 +43,7 @@ COMMANDS = dict(all_commands())
 
 def test_all_commands_of_this_issue_are_there() -> None:
     words = "up down scale status ps logs restart warm acquire autoscale explain inspect history events wait simulate"
-    words += " daemon config doctor completion export import metrics"
+    words += " daemon config doctor completion export import metrics top report"
     nested = [
         "warm status",
         "warm fill",
