@@ -19,11 +19,13 @@ from typing import Any
 
 from fleetctl.core.orders import Wish
 from fleetctl.core.recover import with_acquired
+from fleetctl.daemon.hearing import Hearing
 from fleetctl.daemon.rounds import Rounds
 from fleetctl.errors import FleetctlError, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, recovered
 from fleetctl.host import logread, procfs
 from fleetctl.host.clock import SystemClock
+from fleetctl.host.commands import end_leftovers
 from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.host.paths import Paths
 from fleetctl.host.probes import LocalProber
@@ -106,7 +108,7 @@ class Home:
     def __init__(self, name: str, managers: Managers, clock: Clock | None) -> None:
         self.name = name
         self.clock = clock or SystemClock()
-        self.fleet: Fleet | None = None
+        self.fleets: dict[str, Fleet] = {}
         self.usage: Mapping[str, Usage] = {}
         self.ledger = Ledger(managers.state)
         self.errors: deque[Event] = deque(maxlen=KEPT_ERRORS)
@@ -162,15 +164,30 @@ class Home:
         spec = spec_of(stored)
         if lifecycle is None:
             return
-        self.fleet = await self._adopt(lifecycle, spec, records, wanted=stored is not None)
-        self._stack.push_async_callback(self.fleet.close)
-        self.fleet.start().add_done_callback(self._fleet_ended)
+        hearing = self._hear(lifecycle) if isinstance(lifecycle, LocalLifecycleManager) else None
+        self.fleets[self.name] = fleet = await self._adopt(lifecycle, spec, records, wanted=stored is not None)
+        self._stack.push_async_callback(fleet.close)
+        if hearing is not None:
+            hearing.listen()
+        fleet.start().add_done_callback(self._fleet_ended)
         self.measures = self._managers.resources is not None
-        rounds = Rounds(self, self._managers.resources, paths=self._paths, lock=lock)
-        # Waited for: what its thread does must not meet a directory that is being removed.
-        self._stack.push_async_callback(asyncio.to_thread, rounds.close, wait=True)
+        more = (hearing.keep_open,) if hearing is not None else ()
+        rounds = Rounds(self, self._managers.resources, paths=self._paths, lock=lock, more=more)
+        if self._paths is not None:
+            # Waited for: what its thread does must not meet a directory that is being removed.
+            self._stack.push_async_callback(asyncio.to_thread, rounds.close, wait=True)
+        else:
+            self._stack.callback(rounds.close)
         making_rounds = asyncio.create_task(rounds.run(), name=f"rounds of {self.name}")
         self._stack.push_async_callback(_cancel, making_rounds)
+
+    def _hear(self, lifecycle: LocalLifecycleManager) -> Hearing:
+        """Open before the first agent that may say something, however fast it is."""
+        end_leftovers(lifecycle.paths.root)
+        hearing = Hearing(lifecycle, self.fleets)
+        hearing.open()
+        self._stack.callback(hearing.close)
+        return hearing
 
     def _local(self, state_dir: str | None) -> "_LocalManagers":
         """This machine's hands, over the given directory or one of our own."""
@@ -217,11 +234,11 @@ class Home:
             last_output=self._last_output,
         )
 
-    # -- what the rounds need
-
     @property
-    def fleets(self) -> Mapping[str, Fleet]:
-        return {self.name: self.fleet} if self.fleet is not None else {}
+    def fleet(self) -> Fleet | None:
+        return self.fleets.get(self.name)
+
+    # -- what the rounds need
 
     @property
     def lifecycle(self) -> LifecycleManager:

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "fleet": NOUNS | {"core", "supervisor", "probing", "autoscaler", "config"},
     "daemon": NOUNS | {"", "core", "host", "config", "fleet", "daemon.wire"},  # only here do rules meet real hands
     "daemon.rounds": NOUNS | {"host", "fleet"},  # the daemon's, and those of a program that embeds a fleet
-    "embedded": NOUNS | {"core", "host", "fleet", "daemon.rounds"},  # and here, in a program without a daemon
+    "daemon.hearing": NOUNS | {"core", "host", "fleet"},  # the same
+    "embedded": NOUNS | {"core", "host", "fleet", "daemon.rounds", "daemon.hearing"},  # and here, in a program without a daemon
     "manager": NOUNS | {"core", "config", "host", "fleet", "embedded"},
     "daemon.wire": NOUNS,  # both sides of the socket: cheap to import
     "client": NOUNS | {"host.paths", "daemon.wire"},

@@ -154,13 +154,15 @@ def load_library(
     """The fleet of a Python program: settings as a nested dictionary, and the template of its agents. ConfigError lists every problem.
 
     `stored`: the fleet as an earlier program left it, of which the size and, without a template, the agents are kept. `cwd`: where
-    agents run whose template does not say.
+    agents run whose template does not say, and what relative paths are relative to.
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"config: must be a dictionary of settings, not {type(given).__name__}")
     if template is not None and not isinstance(template, AgentConfig):
         raise ConfigError(f"config_template: must be an AgentConfig, not {type(template).__name__}")
-    agents = _kept_agents(stored) if stored is not None and template is None else _templated(template or AgentConfig(), cwd)
+    agents = _kept_agents(stored) if stored is not None and template is None else _templated(template or AgentConfig())
+    if template is None and stored is None and find(given, ("autoscaling", "target_memory_utilization")) not in (NOWHERE, None):
+        agents["resource_limits"] = {"memory_limit_mb": 1}  # which ones is not to be asked before there is a template
     pool = given.get("warm_pool")
     values = {
         **{key: value for key, value in given.items() if key not in _NOT_IN_CONFIG},
@@ -169,6 +171,7 @@ def load_library(
         "name": name,
         "replicas": _kept_replicas(given, stored),
     }
+    values = _rooted(_Draft(values=values), str(cwd)).values
     spec, problems = check(values, refuse_unsupported_defaults=False)
     settings_draft, template_draft = _Draft(values=values), _Draft(values=values, prefix=("config_template",))
     said = [settings_draft.say(Problem((key,), _NOT_IN_CONFIG[key], show=False)) for key in given if key in _NOT_IN_CONFIG]
@@ -202,11 +205,11 @@ def spec_to_json(spec: FleetSpec) -> dict[str, Any]:
     return dict(to_json(spec))
 
 
-def _templated(template: AgentConfig, cwd: Path) -> dict[str, Any]:
+def _templated(template: AgentConfig) -> dict[str, Any]:
     command = template.command
     values: dict[str, Any] = {
         "command": [sys.executable, "-m", "fleetctl.demo"] if command is None else command,
-        "cwd": _absolute("." if template.cwd is None else template.cwd, str(cwd)),
+        "cwd": "." if template.cwd is None else template.cwd,
         "environment": template.environment,
         "tools": template.tools,
         "resource_limits": template.resource_limits,
