@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import DryRun, Json, NoWait, StateDir, Timeout, check_fleets, positive_seconds
+from fleetctl.cli.options import DryRun, Json, NoWait, Place, Timeout, check_fleets, on_any_engine, positive_seconds
 from fleetctl.cli.outcome import Outcome
 from fleetctl.cli.terminal import say
-from fleetctl.engines.local import LocalEngine
+from fleetctl.engines.local import LocalEngine, local
+from fleetctl.engines.protocol import require
 from fleetctl.errors import NotFound, NotStopped, TimedOut, UsageError
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import Change, Status
+    from fleetctl.engines.protocol import Engine
 
 ORPHAN_SECONDS = 10.0
 Wish = tuple[str | None, str, int]  # fleet, "replicas" or "delta", number
@@ -55,13 +57,15 @@ def only_fleet(names: Sequence[str], example: str) -> str:
     return names[0]
 
 
+@on_any_engine
 def scale(
     wishes: Annotated[list[str], typer.Argument(metavar="N|FLEET=N...", help="The number wanted; +N or -N: that many more or fewer")],
     no_wait: NoWait = False,
     timeout: Timeout = None,
     dry_run: DryRun = False,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Set the number of agents, and wait until they are ready and the surplus ones are gone.
 
@@ -74,14 +78,14 @@ def scale(
       fleetctl scale -2
     """
     parsed, limit = parse_wishes(wishes), positive_seconds(timeout)
-    with LocalEngine(state_dir) as engine:
+    with place.open() as engine:
         outcome = Outcome(json=json, dry_run=dry_run)
-        names = engine.client.daemon()["fleets"]
+        names = engine.fleet_names()
         check_fleets((fleet for fleet, _, _ in parsed if fleet is not None), names)
         for fleet, kind, number in parsed:
             name = fleet or only_fleet(names, f"fleetctl scale %s={number:+d}" if kind == "delta" else f"fleetctl scale %s={number}")
             replicas, delta = (number, None) if kind == "replicas" else (None, number)
-            outcome.attempt(name, lambda: engine.client.scale(name, replicas, delta, dry_run))  # noqa: B023 - called at once
+            outcome.attempt(name, lambda: engine.scale(name, replicas, delta, dry_run))  # noqa: B023 - called at once
         words = ""
         if outcome.changes and not dry_run and not no_wait:
             from fleetctl.cli.waiting import wait_until_settled
@@ -90,6 +94,7 @@ def scale(
         outcome.finish(words)
 
 
+@on_any_engine
 def down(
     fleets: Annotated[list[str] | None, typer.Argument(metavar="FLEET...", help="Which fleets; default: all", show_default=False)] = None,
     now: Annotated[bool, typer.Option("--now", help="Kill the agents instead of letting them finish")] = False,
@@ -98,7 +103,8 @@ def down(
     timeout: Timeout = None,
     dry_run: DryRun = False,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Take fleets down: let their agents finish, stop them, and forget the fleets. Logs stay.
 
@@ -110,7 +116,9 @@ def down(
       fleetctl down web --now
     """
     limit = positive_seconds(timeout)
-    with LocalEngine(state_dir) as engine:
+    with place.open() as engine:
+        if orphans:
+            require(engine, "orphans", "--orphans")
         outcome = Outcome(json=json, dry_run=dry_run)
         before, started = _take_hold(engine, fleets or [], dry_run=dry_run)
         chosen = list(dict.fromkeys(fleets)) if fleets else [fleet["name"] for fleet in before["fleets"]]
@@ -118,7 +126,7 @@ def down(
         try:
             for name in chosen:
                 if before["daemon"]["alive"]:
-                    outcome.attempt(name, lambda: engine.client.down(name, now, dry_run))  # noqa: B023 - called at once
+                    outcome.attempt(name, lambda: engine.down(name, now, dry_run))  # noqa: B023 - called at once
                 else:
                     outcome.attempt(name, lambda: _planned(before, name))  # noqa: B023 - called at once
             if outcome.changes and not dry_run and (started or not no_wait):
@@ -126,15 +134,15 @@ def down(
         finally:
             if started:
                 # It starts nothing, so it must not stay. What did not go yet goes with the next daemon; others run on, as before.
-                engine.stop_daemon("keep")
+                local(engine).stop_daemon("keep")
         if orphans:
-            words += _end_orphans(engine, outcome, now=now)
+            words += _end_orphans(local(engine), outcome, now=now)
         if not (chosen or orphans or json):
             say("nothing to take down: there are no fleets")
         outcome.finish(words)
 
 
-def _take_hold(engine: LocalEngine, names: Sequence[str], *, dry_run: bool) -> "tuple[Status, bool]":
+def _take_hold(engine: "Engine", names: Sequence[str], *, dry_run: bool) -> "tuple[Status, bool]":
     """The status before anything is taken down, and whether a daemon had to be started to take the agents back.
 
     NotFound, with nothing done, where one of the names is no fleet's.
@@ -142,19 +150,19 @@ def _take_hold(engine: LocalEngine, names: Sequence[str], *, dry_run: bool) -> "
     from fleetctl.errors import DaemonUnreachable
 
     try:
-        found = engine.client.status()
+        found = engine.status()
     except DaemonUnreachable:
-        found = engine.offline_status()
+        found = local(engine).offline_status()
     check_fleets(names, [fleet["name"] for fleet in found["fleets"]])
     if found["daemon"]["alive"] or dry_run or not found["fleets"]:
         return found, False
-    pid = engine.ensure_daemon(hold=True)
+    pid = local(engine).ensure_daemon(hold=True)
     if pid is not None:
         say(f"no daemon ran; started one (pid {pid}) to take the agents back")
-    return engine.client.status(), pid is not None
+    return engine.status(), pid is not None
 
 
-def _wait_until_gone(engine: LocalEngine, outcome: Outcome, before: "Status", timeout: float | None) -> str:
+def _wait_until_gone(engine: "Engine", outcome: Outcome, before: "Status", timeout: float | None) -> str:
     from fleetctl.cli.render import count
     from fleetctl.cli.waiting import Watched, find
 

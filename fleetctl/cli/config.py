@@ -82,7 +82,12 @@ def check(file: File = None, option: FileOption = None, json: Json = False) -> N
 
     path, loaded = _load(_given(file, option))
     for one in loaded:
-        check_runnable(one.spec)
+        if one.spec.engine == "kubernetes":
+            from fleetctl.engines.kubernetes.manifests import objects
+
+            objects(one.spec)
+        else:
+            check_runnable(one.spec)
     names = [one.spec.name for one in loaded]
     if json:
         emit_json({"schema": "fleetctl/config-check/v1", "file": str(path), "valid": True, "fleets": names})

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from fleetctl.cli.options import Fleets, Json, StateDir, check_fleets
+from fleetctl.cli.options import Fleets, Json, Place, StateDir, check_fleets, on_any_engine
 from fleetctl.cli.terminal import emit_json, emit_lines, say_offline, width
-from fleetctl.engines.local import LocalEngine
+from fleetctl.engines.local import LocalEngine, local
 from fleetctl.errors import DaemonUnreachable, NotFound, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fleetctl.engines.protocol import Engine
 
 T = TypeVar("T", bound=Mapping[str, object])
 FleetOption = Annotated[list[str] | None, typer.Option("--fleet", metavar="FLEET", help="The same", show_default=False)]
@@ -52,12 +54,14 @@ def inspect(
         emit_lines(agent_lines(agent, width()))
 
 
+@on_any_engine
 def history(
     names: Fleets = None,
     fleet: FleetOption = None,
     number: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The last N decisions")] = 20,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Show decisions on the size of fleets, with their reasons, oldest first.
 
@@ -69,12 +73,12 @@ def history(
     from fleetctl.cli.render import history_lines
 
     fleets, limit = [*(names or []), *(fleet or [])], _limit(number)
-    with LocalEngine(state_dir) as engine:
+    with place.open() as engine:
         try:
-            entries, silent = _of_fleets(fleets, limit, lambda fleet: engine.client.history(fleet, limit)["entries"])
+            entries, silent = _of_fleets(fleets, limit, lambda fleet: engine.history(fleet, limit))
         except DaemonUnreachable as error:
             say_offline(error, "the database tells")
-            entries, silent = _of_fleets(fleets, limit, lambda fleet: engine.offline_history(fleet, limit))
+            entries, silent = _of_fleets(fleets, limit, lambda fleet: local(engine).offline_history(fleet, limit))
         _check_silent(engine, silent)
     if json:
         emit_json({"schema": "fleetctl/history/v1", "entries": entries})
@@ -82,13 +86,15 @@ def history(
         emit_lines(history_lines(entries, width()))
 
 
+@on_any_engine
 def events(
     names: Fleets = None,
     fleet: FleetOption = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new ones as they happen")] = False,
     number: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The last N events")] = 100,
     json: Annotated[bool, typer.Option("--json", help="JSON: one object, or one a line with --follow")] = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Show what happened: starts, exits, restarts, changes, oldest first.
 
@@ -98,19 +104,19 @@ def events(
       fleetctl events -f --json
     """
     fleets, limit = [*(names or []), *(fleet or [])], _limit(number)
-    with LocalEngine(state_dir) as engine:
+    with place.open() as engine:
         if follow:
-            _check_silent(engine, _of_fleets(fleets, 1, lambda fleet: engine.client.events(fleet, 1)["events"])[1])
-            with engine.client.follow_events(fleets[0] if len(fleets) == 1 else None, limit) as stream:
+            _check_silent(engine, _of_fleets(fleets, 1, lambda fleet: engine.events(fleet, 1))[1])
+            with engine.follow_events(fleets[0] if len(fleets) == 1 else None, limit) as stream:
                 for event in stream:
                     if not fleets or event["fleet"] in fleets:
                         _show(event, json=json)
             raise DaemonUnreachable("the daemon was stopped")
         try:
-            found, silent = _of_fleets(fleets, limit, lambda fleet: engine.client.events(fleet, limit)["events"])
+            found, silent = _of_fleets(fleets, limit, lambda fleet: engine.events(fleet, limit))
         except DaemonUnreachable as error:
             say_offline(error, "the database tells")
-            found, silent = _of_fleets(fleets, limit, lambda fleet: engine.offline_events(fleet, limit))
+            found, silent = _of_fleets(fleets, limit, lambda fleet: local(engine).offline_events(fleet, limit))
         _check_silent(engine, silent)
     if json:
         emit_json({"schema": "fleetctl/events/v1", "events": found})
@@ -128,14 +134,14 @@ def _of_fleets(names: Sequence[str], limit: int, read: "Callable[[str | None], l
     return rows[-limit:] if limit else [], [name for name, each in found.items() if not each]
 
 
-def _check_silent(engine: LocalEngine, names: Sequence[str]) -> None:
+def _check_silent(engine: "Engine", names: Sequence[str]) -> None:
     """NotFound where nothing is known of a fleet; of one that was taken down there would be something."""
     if not names:
         return
     try:
-        there = engine.client.daemon()["fleets"]
+        there = engine.fleet_names()
     except DaemonUnreachable:
-        there = [fleet["name"] for fleet in engine.offline_status()["fleets"]]
+        there = [fleet["name"] for fleet in local(engine).offline_status()["fleets"]]
     check_fleets(names, there)
 
 

@@ -4,14 +4,16 @@ import heapq
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import StateDir
+from fleetctl.cli.options import Place, on_any_engine
 from fleetctl.cli.terminal import emit_bytes, say
-from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetctl.engines.protocol import Engine
 
 Source = tuple[str, str]  # fleet, agent id
 POLL_SECONDS = 0.15
@@ -51,6 +53,7 @@ def merged(outputs: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[tuple[str
         yield agent_id, line
 
 
+@on_any_engine
 def logs(
     names: Annotated[list[str] | None, typer.Argument(metavar="FLEET|AGENT...", help="Default: all fleets", show_default=False)] = None,
     all_: Annotated[bool, typer.Option("-a", "--all", help="Of fleets also agents that have ended")] = False,
@@ -65,7 +68,8 @@ def logs(
         str | None,
         typer.Option("--since", metavar="TIME", help="Only what is newer: 30s, 5m, 1h30m, or an RFC 3339 time", show_default=False),
     ] = None,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Show what agents wrote to stdout and stderr; of several agents with the agent's id before each line.
 
@@ -84,7 +88,7 @@ def logs(
         raise UsageError(f"-n {number}: 0 or more")
     after = None if since is None else parse_since(since, time())
     lines = 100 if number is None and since is None else number
-    with LocalEngine(state_dir) as engine:
+    with place.open() as engine:
         sources, left_out = engine.log_sources(names or [], ended=all_)
         show = Printer(sources, always=not names or len(names) > 1 or names[0] in {fleet for fleet, _ in sources})
         hint = _left_out(names or [], left_out) if left_out and not sources else _silence(since)
@@ -135,7 +139,7 @@ class Printer:
 
 
 def _follow(
-    engine: LocalEngine,
+    engine: "Engine",
     names: Sequence[str],
     sources: Sequence[Source],
     show: Printer,

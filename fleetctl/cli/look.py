@@ -6,23 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleetctl.cli.options import Fleets, Json, StateDir, check_fleets
+from fleetctl.cli.options import Fleets, Json, Place, check_fleets, on_any_engine
 from fleetctl.cli.terminal import emit, emit_json, emit_lines, height, live, say, say_offline, width
-from fleetctl.engines.local import LocalEngine
+from fleetctl.engines.local import local
 from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import Status
+    from fleetctl.engines.protocol import Engine
 
 LIVE_SECONDS = 0.5
 
 
+@on_any_engine
 def status(
     fleets: Fleets = None,
     once: Annotated[bool, typer.Option("--once", help="Print the table once, also on a terminal, as far as it fits")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit status 3 unless everything is as desired")] = False,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Show fleets and their agents: live on a terminal, once in a pipe.
 
@@ -32,8 +35,8 @@ def status(
       fleetctl status web --once
       fleetctl status --check --json
     """
-    with LocalEngine(state_dir) as engine:
-        if not (once or check or json) and live(sys.stdout.isatty()) and engine.daemon_pid() is not None:
+    with place.open() as engine:
+        if not (once or check or json) and live(sys.stdout.isatty()) and engine.alive():
             from fleetctl.cli.live import show_status
 
             show_status(engine, fleets or [], LIVE_SECONDS)
@@ -50,13 +53,13 @@ def status(
         raise typer.Exit(EXIT_NOT_DESIRED)
 
 
-def read_status(engine: LocalEngine, names: Sequence[str] = ()) -> "Status":
+def read_status(engine: "Engine", names: Sequence[str] = ()) -> "Status":
     """The daemon's word on these fleets, or all, else that of the state directory, saying so. NotFound for a name that is no fleet's."""
     try:
-        found = engine.client.status()
+        found = engine.status()
     except DaemonUnreachable as error:
         say_offline(error, "the records and the processes tell")
-        found = engine.offline_status()
+        found = local(engine).offline_status()
     if names:
         check_fleets(names, [fleet["name"] for fleet in found["fleets"]])
         found["fleets"] = [fleet for fleet in found["fleets"] if fleet["name"] in names]
@@ -76,12 +79,14 @@ def as_desired(status: "Status") -> bool:
     return status["daemon"]["alive"] and all(map(settled, status["fleets"]))
 
 
+@on_any_engine
 def ps(
     fleets: Fleets = None,
     all_: Annotated[bool, typer.Option("-a", "--all", help="Also agents that have ended")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the ids")] = False,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """List agents, one a line; as JSON always all of them. Works with a dead daemon too.
 
@@ -91,7 +96,7 @@ def ps(
       fleetctl ps web -q
       fleetctl ps --all --json
     """
-    with LocalEngine(state_dir) as engine:
+    with place.open() as engine:
         found = read_status(engine, fleets or [])
     agents: list[dict[str, Any]] = [  # Any: as the daemon sent them, and the fleet's name
         {"fleet": fleet["name"], **agent}

@@ -39,6 +39,8 @@ class Outcome:
         self.changes.append(made)
         if self.json:
             return
+        for note in made.get("notes", ()):
+            say(harmless(f"note: {fleet}: {note}"))
         if self.dry_run:
             emit("".join(f"{harmless(line)}\n" for line in _plan(made["message"], made["actions"])))
         else:

@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import DryRun, Json, NoWait, StateDir, Timeout, positive_seconds
+from fleetctl.cli.options import DryRun, Json, NoWait, Place, Timeout, on_any_engine, positive_seconds
 from fleetctl.cli.outcome import Outcome
 from fleetctl.cli.terminal import say
-from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import NotFound
 
 if TYPE_CHECKING:
     from fleetctl.daemon.wire import Status
+    from fleetctl.engines.protocol import Process
 
 
+@on_any_engine
 def restart(
     names: Annotated[list[str] | None, typer.Argument(metavar="FLEET|AGENT...", help="Default: all fleets", show_default=False)] = None,
     all_at_once: Annotated[bool, typer.Option("--all-at-once", help="Do not keep most of them ready meanwhile")] = False,
@@ -22,7 +23,8 @@ def restart(
     timeout: Timeout = None,
     dry_run: DryRun = False,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Replace the processes of agents, one after the other, and wait until the new ones are ready.
 
@@ -33,19 +35,19 @@ def restart(
       fleetctl restart web-k3x9q worker-81bd0 --all-at-once
     """
     limit = positive_seconds(timeout)
-    with LocalEngine(state_dir) as engine:
-        before = engine.client.status()
+    with place.open() as engine:
+        before = engine.status()
         outcome = Outcome(json=json, dry_run=dry_run)
         chosen = choose(before, names or [])
         for fleet, agents in chosen.items():
-            outcome.attempt(fleet, lambda: engine.client.restart(fleet, agents, all_at_once, dry_run))  # noqa: B023 - called at once
+            outcome.attempt(fleet, lambda: engine.restart(fleet, agents, all_at_once, dry_run))  # noqa: B023 - called at once
         if not chosen and not json:
             say("nothing to restart")
         words = ""
         if outcome.changes and not dry_run and not no_wait:
             from fleetctl.cli.waiting import wait_until_settled
 
-            old = {fleet: pids_of(before, fleet, chosen[fleet]) for fleet in outcome.changed_fleets}
+            old = {fleet: processes_of(before, fleet, chosen[fleet]) for fleet in outcome.changed_fleets}
             words = wait_until_settled(engine, outcome, limit, old)
         outcome.finish(words)
 
@@ -67,12 +69,12 @@ def choose(status: "Status", names: Sequence[str]) -> dict[str, list[str] | None
     return chosen
 
 
-def pids_of(status: "Status", fleet: str, agents: Sequence[str] | None) -> set[int]:
+def processes_of(status: "Status", fleet: str, agents: Sequence[str] | None) -> "set[Process]":
     """The processes that a restart of these agents has to replace."""
     return {
-        agent["pid"]
+        (agent["id"], agent["pid"])
         for one in status["fleets"]
         if one["name"] == fleet
         for agent in one["agents"]
-        if agent["pid"] is not None and (agents is None or agent["id"] in agents)
+        if agent["state"] != "terminated" and not agent["pooled"] and (agents is None or agent["id"] in agents)
     }

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import DryRun, Json, NoWait, StateDir, positive_seconds
+from fleetctl.cli.options import DryRun, Json, NoWait, Place, on_any_engine, positive_seconds
 from fleetctl.cli.outcome import Outcome
 from fleetctl.cli.terminal import emit, emit_lines, say, width
 from fleetctl.engines.local import LocalEngine
+from fleetctl.engines.protocol import require
 from fleetctl.errors import ConfigError, DaemonUnreachable, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 
     from fleetctl.config import Loaded
     from fleetctl.daemon.wire import Change
+    from fleetctl.engines.protocol import Engine
 
 UP_SECONDS = 60.0
 
 
+@on_any_engine
 def up(
     ctx: typer.Context,
     command: Annotated[
@@ -49,7 +52,8 @@ def up(
     ] = UP_SECONDS,
     dry_run: DryRun = False,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Make it so: start what fleet.toml asks for and wait until every agent is ready.
 
@@ -70,11 +74,13 @@ def up(
     given: dict[str, object] = {key: value for key, value in overrides.items() if value is not None}
     if least is not None and most is not None:
         given["autoscaling.enabled"] = True
-    loaded, in_file = _load(command or [], file, given, dashes="--" in ctx.find_root().obj)
-    with LocalEngine(state_dir) as engine:
+    loaded, in_file = _load(command or [], file, given, place, dashes="--" in ctx.find_root().obj)
+    with place.open_for([one.spec for one in loaded]) as engine:
+        if not in_file:
+            require(engine, "command", "a fleet of a command line")
         outcome = Outcome(json=json, dry_run=dry_run)
         try:
-            old = {} if dry_run or no_wait else _outdated(engine, loaded)
+            old = {} if dry_run or no_wait else {one.spec.name: engine.outdated(one.spec) for one in loaded}
             _apply(engine, outcome, loaded, dry_run=dry_run)
             words = ""
             if outcome.changes and not dry_run and not no_wait:
@@ -91,7 +97,9 @@ def up(
         outcome.finish()
 
 
-def _load(command: Sequence[str], file: str | None, overrides: Mapping[str, object], *, dashes: bool) -> "tuple[list[Loaded], list[str]]":
+def _load(
+    command: Sequence[str], file: str | None, flags: Mapping[str, object], place: Place, *, dashes: bool
+) -> "tuple[list[Loaded], list[str]]":
     """The fleets that are meant, checked as far as that goes without starting them; and the names of all fleets of the file, if any."""
     from pathlib import Path
 
@@ -99,14 +107,15 @@ def _load(command: Sequence[str], file: str | None, overrides: Mapping[str, obje
 
     if command and dashes and file is not None:
         raise UsageError("either a file or a command, not both", hint="put the command into the file, or leave --file out")
+    overrides = {**flags, **place.settings()}
     here = Path(os.getcwd())
     found = None if command and dashes else config.find_file(file, here)
     fleets = _of_file(found, command, overrides, certain=file is not None) if found else []
     in_file = [one.spec.name for one in fleets]
     hint = ""
-    if not command and len(fleets) > 1 and (flags := overrides.keys() - {"name", "autoscaling.enabled"}):
+    if not command and len(fleets) > 1 and (settings := flags.keys() - {"name", "autoscaling.enabled"}):
         raise UsageError(
-            f"{', '.join(sorted(flags))}: for which fleet? {found and found.name} has {', '.join(in_file)}",
+            f"{', '.join(sorted(settings))}: for which fleet? {found and found.name} has {', '.join(in_file)}",
             hint=f"name it: `fleetctl up {in_file[0]} ...`",
         )
     if command and (file is not None or not set(command).isdisjoint(in_file)):
@@ -148,7 +157,8 @@ def _check_runnable(loaded: "Sequence[Loaded]", hint: str) -> None:
     problems = []
     for one in loaded:
         try:
-            config.check_runnable(one.spec)
+            if one.spec.engine == "local":
+                config.check_runnable(one.spec)
         except ConfigError as error:
             problems.append(error)
     if len(problems) > 1:
@@ -157,44 +167,27 @@ def _check_runnable(loaded: "Sequence[Loaded]", hint: str) -> None:
         raise ConfigError(problems[0].message, hint=problems[0].hint + hint) from problems[0]
 
 
-def _tell_others(engine: LocalEngine, in_file: Sequence[str]) -> None:
+def _tell_others(engine: "Engine", in_file: Sequence[str]) -> None:
     """Name the fleets that run and are not in the file: nothing ends them because of that."""
     try:
-        others = [name for name in engine.client.daemon()["fleets"] if name not in in_file]
+        others = [name for name in engine.fleet_names() if name not in in_file]
     except DaemonUnreachable:
         return
     if others:
         say(f"also running: {', '.join(others)}; `fleetctl down {' '.join(others)}` ends {'it' if len(others) == 1 else 'them'}")
 
 
-def _apply(engine: LocalEngine, outcome: Outcome, loaded: "Sequence[Loaded]", *, dry_run: bool) -> None:
+def _apply(engine: "Engine", outcome: Outcome, loaded: "Sequence[Loaded]", *, dry_run: bool) -> None:
     """Hand the specs to the daemon; a dry run without one tells what the specs alone tell."""
-    from fleetctl import config
-
-    if dry_run and engine.daemon_pid() is None:
+    if dry_run and isinstance(engine, LocalEngine) and not engine.alive():
         for one in loaded:
             outcome.attempt(one.spec.name, lambda: _planned(one))  # noqa: B023 - called at once
         return
-    if not dry_run:
-        started = engine.ensure_daemon()
-        if started is not None:
-            say(f"started the daemon (pid {started})")
+    if not dry_run and (started := engine.prepare()):
+        say(started)
     for one in loaded:
-        spec, given = config.spec_to_json(one.spec), one.sources.get("replicas") != "default"
-        outcome.attempt(one.spec.name, lambda: engine.client.apply(one.spec.name, spec, given, dry_run))  # noqa: B023 - called at once
-
-
-def _outdated(engine: LocalEngine, loaded: "Sequence[Loaded]") -> dict[str, set[int]]:
-    """By fleet the processes that do not match the spec that is about to be applied, and have to be replaced."""
-    pids: dict[str, set[int]] = {}
-    for one in loaded:
-        try:
-            fleet = engine.client.fleet(one.spec.name)
-        except (DaemonUnreachable, NotFound):
-            continue
-        if fleet["spec_hash"] != one.spec.process_hash:
-            pids[one.spec.name] = {agent["pid"] for agent in fleet["agents"] if agent["pid"] is not None}
-    return pids
+        given = one.sources.get("replicas") != "default"
+        outcome.attempt(one.spec.name, lambda: engine.apply(one.spec, replicas_given=given, dry_run=dry_run))  # noqa: B023 - called at once
 
 
 def _planned(one: "Loaded") -> "Change":

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import Json, StateDir, check_fleets, positive_seconds
+from fleetctl.cli.options import Json, Place, check_fleets, on_any_engine, positive_seconds
 from fleetctl.cli.terminal import emit, emit_json
-from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def condition(text: str) -> "Callable[[FleetStatus | None], bool]":
     raise UsageError(f"cannot wait for {text!r}", hint="--for ready, --for count=N or --for drained")
 
 
+@on_any_engine
 def wait(
     fleets: Annotated[list[str], typer.Argument(metavar="FLEET...", help="Which fleets")],
     condition_text: Annotated[str, typer.Option("--for", metavar="ready|count=N|drained", help="What to wait for")] = "ready",
@@ -38,7 +38,8 @@ def wait(
         float, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long (exit status 124); 0: never")
     ] = WAIT_SECONDS,
     json: Json = False,
-    state_dir: StateDir = None,
+    *,
+    place: Place,
 ) -> None:
     """Wait until each of the fleets is ready, has exactly N ready agents, or has none left.
 
@@ -51,9 +52,9 @@ def wait(
     from fleetctl.cli import waiting
 
     holds, limit = condition(condition_text), positive_seconds(timeout)
-    with LocalEngine(state_dir) as engine:
+    with place.open() as engine:
         if condition_text != "drained":
-            check_fleets(fleets, engine.client.daemon()["fleets"])
+            check_fleets(fleets, engine.fleet_names())
         watched = waiting.Watched(engine, fleets)
         status = watched.until(
             lambda status: all(holds(waiting.find(status, fleet)) for fleet in fleets), timeout=limit, what=f"not {condition_text}"

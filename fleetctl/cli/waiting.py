@@ -13,7 +13,7 @@ from fleetctl.errors import Busy, DaemonUnreachable, FleetctlError, NotFound, No
 if TYPE_CHECKING:
     from fleetctl.cli.outcome import Outcome
     from fleetctl.daemon.wire import AgentStatus, FleetStatus, Status
-    from fleetctl.engines.local import LocalEngine
+    from fleetctl.engines.protocol import Engine, Process
 
 WATCH_SECONDS = 0.05
 ASK_AGAIN_SECONDS = 0.25
@@ -40,7 +40,7 @@ def warm(fleet: "FleetStatus | None") -> bool:
 
 def settled(fleet: "FleetStatus | None") -> bool:
     """Whether the fleet is as desired: every replica ready (or done for good), and nobody else there any more."""
-    if fleet is None or fleet["down"]:
+    if fleet is None or fleet["down"] or fleet.get("updating"):
         return False
     agents = counted(fleet)
     return len(agents) == fleet["desired_replicas"] and all(agent["ready"] or agent["state"] == "terminated" for agent in agents)
@@ -60,9 +60,9 @@ def drained(fleet: "FleetStatus | None") -> bool:
     return fleet is None or not counted(fleet)
 
 
-def replaced(fleet: "FleetStatus | None", old: Collection[int]) -> bool:
+def replaced(fleet: "FleetStatus | None", old: "Collection[Process]") -> bool:
     """Whether the fleet is as desired and none of the old processes is left."""
-    return fleet is not None and settled(fleet) and not any(agent["pid"] in old for agent in fleet["agents"])
+    return fleet is not None and settled(fleet) and not any((agent["id"], agent["pid"]) in old for agent in fleet["agents"])
 
 
 def summary(status: "Status", names: Sequence[str]) -> str:
@@ -105,7 +105,7 @@ def deadline(seconds: float | None, what: str) -> Iterator[None]:
 class Watched:
     """Waiting for the daemon to report what was asked for; keeps the last status seen, for a word on how far things came."""
 
-    def __init__(self, engine: "LocalEngine", names: Sequence[str]) -> None:
+    def __init__(self, engine: "Engine", names: Sequence[str]) -> None:
         self.engine = engine
         self.names = names
         self.last: Status | None = None
@@ -134,13 +134,13 @@ class Watched:
         raise DaemonUnreachable("the daemon was stopped while this command waited for it")
 
     def _statuses(self) -> "Iterator[Status]":
-        yield self.engine.client.status()  # often enough, and cheaper than a stream
+        yield self.engine.status()  # often enough, and cheaper than a stream
         try:
-            with self.engine.client.watch_status(WATCH_SECONDS) as stream:
+            with self.engine.watch_status(WATCH_SECONDS) as stream:
                 yield from stream
         except Busy:  # so many watch that there is no stream left for us
             while True:
-                yield self.engine.client.status()
+                yield self.engine.status()
                 sleep(ASK_AGAIN_SECONDS)
 
     def _check_survivors(self, status: "Status") -> None:
@@ -162,8 +162,7 @@ class Watched:
             self._drain_seconds = 0.0
             for name in self.names:
                 with suppress(NotFound):
-                    spec = self.engine.client.fleet(name)["spec"]
-                    self._drain_seconds = max(self._drain_seconds, float(spec["graceful_drain"]["timeout_seconds"]))
+                    self._drain_seconds = max(self._drain_seconds, self.engine.drain_seconds(name))
         return self._drain_seconds
 
     def _delays(self) -> list[str]:
@@ -177,7 +176,7 @@ class Watched:
 
 
 def wait_until_settled(
-    engine: "LocalEngine", outcome: "Outcome", timeout: float | None, old: "Mapping[str, Collection[int]] | None" = None
+    engine: "Engine", outcome: "Outcome", timeout: float | None, old: "Mapping[str, Collection[Process]] | None" = None
 ) -> str:
     """Watch the changed fleets until each is as desired, or an agent of it failed; a line on how they are now.
 
@@ -207,7 +206,7 @@ def wait_until_settled(
     return "" if outcome.failures else summary(status, names) + "\n"
 
 
-def wait_until_warm(engine: "LocalEngine", names: Sequence[str], timeout: float | None) -> "Status":
+def wait_until_warm(engine: "Engine", names: Sequence[str], timeout: float | None) -> "Status":
     """Watch the fleets until the warm pool of each is as it is to be; the status then. Raises FleetctlError where that is in vain."""
 
     def done(status: "Status") -> bool:
@@ -222,7 +221,7 @@ def wait_until_warm(engine: "LocalEngine", names: Sequence[str], timeout: float 
     return Watched(engine, names).until(done, timeout=timeout, what="the warm pool is not as asked for")
 
 
-def explain_failures(engine: "LocalEngine", fleet: str, agents: "Sequence[AgentStatus]") -> FleetctlError:
+def explain_failures(engine: "Engine", fleet: str, agents: "Sequence[AgentStatus]") -> FleetctlError:
     """An error that names the failed agents, says why, and shows the last lines that the first one wrote."""
     from fleetctl.cli.render import failure_hint
 

@@ -20,7 +20,7 @@ from fleetctl.models import AgentConfig, FleetSpec, to_json
 
 FILE_NAME = "fleet.toml"
 # Only these: an agent has other FLEETCTL_* variables, and `fleetctl` may be called by an agent.
-ENVIRONMENT_SETTINGS = ("name", "replicas", "min_replicas", "max_replicas", "stop_signal", "cwd")
+ENVIRONMENT_SETTINGS = ("name", "engine", "replicas", "min_replicas", "max_replicas", "stop_signal", "cwd")
 
 # Where they are shorter than the setting.
 _FLAGS = {

@@ -104,7 +104,7 @@ class ListeningSocket(TypedDict):
 
 
 class FleetStatus(TypedDict):
-    """One fleet and its agents. `down`: it is being taken down."""
+    """One fleet and its agents. `down`: it is being taken down; `updating`: agents of an older spec are still to be replaced."""
 
     name: str
     desired_replicas: int
@@ -115,6 +115,7 @@ class FleetStatus(TypedDict):
     down: bool
     notes: list[str]
     agents: list[AgentStatus]
+    updating: NotRequired[bool]
 
 
 class DaemonStatus(TypedDict):
@@ -174,7 +175,7 @@ class AgentDetail(AgentStatus):
 
 
 class Change(TypedDict):
-    """What a command changed, or would change with `dry_run`."""
+    """What a command changed, or would change with `dry_run`. `notes`: what of the spec the engine does differently, or not at all."""
 
     schema: Literal["fleetctl/change/v1"]
     fleet: str
@@ -184,6 +185,7 @@ class Change(TypedDict):
     desired_replicas: int
     actions: list[str]
     message: str
+    notes: NotRequired[list[str]]
 
 
 class Acquired(TypedDict):

@@ -11,13 +11,15 @@ from fleetctl.host.paths import Paths, choose_state_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
     from fleetctl.client import Client
-    from fleetctl.daemon.wire import AgentStatus, Autoscaling, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status, WarmPool
+    from fleetctl.daemon.wire import AgentStatus, Autoscaling, Change, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status, WarmPool
+    from fleetctl.engines.protocol import Process
     from fleetctl.host.logread import Follower
-    from fleetctl.models import Agent, Exit
+    from fleetctl.models import Agent, Exit, FleetSpec
 
 READY_FD = "FLEETCTL_READY_FD"
 START_SECONDS = 20.0
@@ -45,6 +47,63 @@ class LocalEngine:
 
             self._client = Client(self.paths.root)
         return self._client
+
+    # What every engine has: fleetctl/engines/protocol.py
+
+    def capabilities(self) -> "dict[str, str]":
+        return {"server-dry-run": "the daemon says what it would do, without doing a part of it"}
+
+    def alive(self) -> bool:
+        return self.daemon_pid() is not None
+
+    def fleet_names(self) -> list[str]:
+        return self.client.daemon()["fleets"]
+
+    def status(self) -> "Status":
+        return self.client.status()
+
+    def watch_status(self, interval: float, fleet: str | None = None) -> "AbstractContextManager[Iterator[Status]]":
+        return self.client.watch_status(interval, fleet)
+
+    def prepare(self) -> str:
+        pid = self.ensure_daemon()
+        return "" if pid is None else f"started the daemon (pid {pid})"
+
+    def apply(self, spec: "FleetSpec", *, replicas_given: bool, dry_run: bool) -> "Change":
+        from fleetctl.models import to_json
+
+        return self.client.apply(spec.name, to_json(spec), replicas_given, dry_run)
+
+    def outdated(self, spec: "FleetSpec") -> "set[Process]":
+        try:
+            fleet = self.client.fleet(spec.name)
+        except (DaemonUnreachable, NotFound):
+            return set()
+        same = fleet["spec_hash"] == spec.process_hash
+        return set() if same else {(agent["id"], agent["pid"]) for agent in fleet["agents"] if agent["pid"] is not None}
+
+    def scale(self, fleet: str, replicas: int | None, delta: int | None, dry_run: bool) -> "Change":
+        return self.client.scale(fleet, replicas, delta, dry_run)
+
+    def restart(self, fleet: str, agents: "Sequence[str] | None", all_at_once: bool, dry_run: bool) -> "Change":
+        return self.client.restart(fleet, agents, all_at_once, dry_run)
+
+    def down(self, fleet: str, now: bool, dry_run: bool) -> "Change":
+        return self.client.down(fleet, now, dry_run)
+
+    def drain_seconds(self, fleet: str) -> float:
+        return float(self.client.fleet(fleet)["spec"]["graceful_drain"]["timeout_seconds"])
+
+    def history(self, fleet: str | None, limit: int) -> "list[HistoryEntry]":
+        return self.client.history(fleet, limit)["entries"]
+
+    def events(self, fleet: str | None, limit: int) -> "list[EventInfo]":
+        return self.client.events(fleet, limit)["events"]
+
+    def follow_events(self, fleet: str | None, limit: int) -> "AbstractContextManager[Iterator[EventInfo]]":
+        return self.client.follow_events(fleet, limit)
+
+    # The daemon, and the state directory without one
 
     def daemon_pid(self) -> int | None:
         """The pid of the daemon that answers, None where none does."""
@@ -273,6 +332,12 @@ class LocalEngine:
         fleets = [entry.removesuffix(".json") for entry in _names(self.paths.fleets) if entry.endswith(".json")]
         running = [entry.removesuffix(".lock") for entry in _names(self.paths.locks) if entry.endswith(".lock")]
         return fleets, running
+
+
+def local(engine: object) -> LocalEngine:
+    """The engine that raised DaemonUnreachable: only this one has a daemon, and records that tell without it."""
+    assert isinstance(engine, LocalEngine)
+    return engine
 
 
 def _names(folder: str) -> list[str]:

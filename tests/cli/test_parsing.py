@@ -7,7 +7,7 @@ import pytest
 
 from fleetctl.cli.change import Wish, only_fleet, parse_wishes
 from fleetctl.cli.logs import merged, parse_since
-from fleetctl.cli.restart import choose, pids_of
+from fleetctl.cli.restart import choose, processes_of
 from fleetctl.cli.wait import condition
 from fleetctl.errors import NotFound, UsageError
 from tests.cli.fake_daemon import a_fleet, a_status
@@ -115,8 +115,8 @@ def test_restart_refuses_a_name_that_is_neither() -> None:
 
 
 def test_restart_replaces_the_chosen_processes() -> None:
-    assert pids_of(STATUS, "web", None) == {1000, 1001}
-    assert pids_of(STATUS, "web", ["web-00001"]) == {1001}
+    assert processes_of(STATUS, "web", None) == {("web-00000", 1000), ("web-00001", 1001)}
+    assert processes_of(STATUS, "web", ["web-00001"]) == {("web-00001", 1001)}
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,12 @@ def test_a_pool_is_warm_when_exactly_so_many_are_suspended(found: "FleetStatus |
 
 
 def test_replaced_means_settled_without_any_of_the_old_processes() -> None:
-    assert waiting.replaced(fleet(READY, desired=1), {999})
-    assert not waiting.replaced(fleet(READY, desired=1), {READY["pid"]})
-    assert not waiting.replaced(fleet(STARTING, desired=1), {999})
+    assert waiting.replaced(fleet(READY, desired=1), {(READY["id"], 999)})
+    assert not waiting.replaced(fleet(READY, desired=1), {(READY["id"], READY["pid"])})
+    assert not waiting.replaced(fleet(STARTING, desired=1), {(READY["id"], 999)})
+    assert not waiting.replaced(fleet(READY, desired=1, updating=True), set())
     assert not waiting.replaced(None, set())
-    assert not waiting.replaced(fleet(READY, WARM, desired=1), {WARM["pid"]})
+    assert not waiting.replaced(fleet(READY, WARM, desired=1), {(WARM["id"], WARM["pid"])})
 
 
 def test_summary_is_one_line_for_all_fleets() -> None:

@@ -92,7 +92,8 @@ def test_candidates(typed: str, found: list[str], daemon: FakeDaemon) -> None:
 
 
 def test_options_are_completed_with_their_long_names(daemon: FakeDaemon) -> None:
-    assert words("fleetctl logs --") == ["--all", "--follow", "--lines", "--tail", "--since", "--state-dir", "--help"]
+    own, where = ["--all", "--follow", "--lines", "--tail", "--since"], ["--engine", "--context", "--namespace", "--state-dir"]
+    assert words("fleetctl logs --") == [*own, *where, "--help"]
     assert words("fleetctl logs -f") == ["-f"]
     assert {"--hold", "--background"}.isdisjoint(words("fleetctl daemon --"))
 
