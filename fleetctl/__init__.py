@@ -16,6 +16,7 @@ Rules, hands, and one loop between them:
     manager, embedded     FleetManager, the specification's library: one fleet inside a Python program; and what it needs of the machine
     client                the control socket for Python users
     engines/              where a fleet runs, behind one interface
+    agent                 what a Python agent imports to say how it is; nothing else of fleetctl comes with it
     testing               public fakes of the ports, and a loop in fake time
     cli/                  parse, call the engine, render
 
