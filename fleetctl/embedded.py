@@ -19,16 +19,16 @@ from typing import Any
 
 from fleetctl.core.orders import Wish
 from fleetctl.core.recover import with_acquired
+from fleetctl.daemon.hands import local_fleet
 from fleetctl.daemon.hearing import Hearing
 from fleetctl.daemon.rounds import Rounds
 from fleetctl.errors import FleetctlError, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, recovered
-from fleetctl.host import logread, procfs
+from fleetctl.host import procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.commands import end_leftovers
 from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.host.paths import Paths
-from fleetctl.host.probes import LocalProber
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import DirectoryLock, LocalStateManager
 from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, Usage
@@ -222,16 +222,25 @@ class Home:
         grown, agents = with_acquired(spec, agents) if wanted else (spec, agents)
         if wanted:  # its settings may be others than the stored ones
             await self.ledger.save_wish(grown, down=False)
+        wish = Wish(spec=grown, pool_alone=wanted)
+        if isinstance(lifecycle, LocalLifecycleManager):
+            return local_fleet(
+                wish,
+                lifecycle=lifecycle,
+                state=self.ledger,
+                clock=self.clock,
+                agents=agents,
+                on_change=self.announce,
+                on_event=self._tell,
+            )
         return Fleet(
-            Wish(spec=grown, pool_alone=wanted),
+            wish,
             lifecycle_manager=lifecycle,
             state_manager=self.ledger,
             clock=self.clock,
-            prober=LocalProber(lifecycle) if isinstance(lifecycle, LocalLifecycleManager) else None,
             agents=agents,
             on_change=self.announce,
             on_event=self._tell,
-            last_output=self._last_output,
         )
 
     @property

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "daemon": NOUNS | {"", "core", "host", "config", "fleet", "daemon.wire"},  # only here do rules meet real hands
     "daemon.rounds": NOUNS | {"host", "fleet"},  # the daemon's, and those of a program that embeds a fleet
     "daemon.hearing": NOUNS | {"core", "host", "fleet"},  # the same
-    "embedded": NOUNS | {"core", "host", "fleet", "daemon.rounds", "daemon.hearing"},  # and here, in a program without a daemon
+    "daemon.hands": NOUNS | {"core", "host", "fleet"},  # the same
+    "embedded": NOUNS | {"core", "host", "fleet", "daemon.rounds", "daemon.hearing", "daemon.hands"},  # and here, in a program without a daemon
     "manager": NOUNS | {"core", "config", "host", "fleet", "embedded"},
     "daemon.wire": NOUNS,  # both sides of the socket: cheap to import
     "client": NOUNS | {"host.paths", "daemon.wire"},

@@ -16,11 +16,12 @@ from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import with_acquired
 from fleetctl.daemon import metrics
+from fleetctl.daemon.hands import local_fleet
 from fleetctl.daemon.hearing import Hearing
 from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
-from fleetctl.host import logread, procfs
+from fleetctl.host import procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.commands import end_leftovers
 from fleetctl.host.paths import Paths
@@ -92,16 +93,14 @@ class Control:
         return recovered(spec, records, trees, lifecycle=self.lifecycle, clock=self._clock, boot_id=procfs.boot_id())
 
     def _add(self, wish: Wish, agents: Iterable[Agent] = ()) -> Fleet:
-        fleet = Fleet(
+        fleet = local_fleet(
             wish,
-            lifecycle_manager=self.lifecycle,
-            state_manager=self.state,
+            lifecycle=self.lifecycle,
+            state=self.state,
             clock=self._clock,
-            prober=LocalProber(self.lifecycle),
             agents=agents,
             on_change=self._announce,
             on_event=self._tell,
-            last_output=lambda agent: logread.last_lines(self.paths, agent.fleet, agent.id),
         )
         self.fleets[wish.spec.name] = fleet
         self._tally.know(agent.id for agent in fleet.agents if agent.started_at is not None)
