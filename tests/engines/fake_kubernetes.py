@@ -7,11 +7,13 @@ Written from the API's documentation; `tests/engines/test_real_cluster.py` runs 
 import copy
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ class FakeKubernetes:
         self.usage: dict[str, tuple[str, str]] | None = None
         self.sandbox_version: str | None = None
         self.asked: list[str] = []
+        self.headers: list[Message] = []
         self.faults: list[Fault] = []
         self.obedient = True
         self.pod_state: Json = {}  # of new pods, instead of running and ready
@@ -392,6 +395,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked = f"{self.command} {self.path}"
         fake.asked.append(asked)
+        fake.headers.append(self.headers)
         try:
             if self._is_hurt(asked):
                 return
@@ -512,10 +516,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def running() -> Iterator[FakeKubernetes]:
+def running(tls: ssl.SSLContext | None = None) -> Iterator[FakeKubernetes]:
     fake = FakeKubernetes()
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": fake}))
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+    fake.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
