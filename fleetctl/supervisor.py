@@ -35,6 +35,7 @@ _KILL_AGAIN_SECONDS = 1.0
 _LEFTOVER_SECONDS = 5.0
 _NAMED_SURVIVORS = 5
 _MOST_EXTENSION_SECONDS = 3600.0
+_NOT_READY_YET_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ class Supervisor:
         self._suspending: set[str] = set()
         # When each has to have said WATCHDOG=1 again. Not on disk: who comes back gets its whole time anew.
         self._watchdogs: dict[str, float] = {}
+        # Asked to stop before they said READY=1: they may have no handler for the signal yet, and get this long to have one.
+        self._not_yet: dict[str, float] = {}
         self._passed: dict[str, ProcessRef] = {}  # the probe of this process of the agent has passed
         self._tasks: set[asyncio.Task[Collection[str]]] = set()
         self.warm_hits = 0
@@ -219,7 +222,12 @@ class Supervisor:
             await self._sleep(pause)
 
     async def _sleep(self, pause: float | None) -> None:
-        deadlines = [next_deadline(self.wish, self._agents.values()), *self._watchdogs.values(), *self._keeping.deadlines()]
+        deadlines = [
+            next_deadline(self.wish, self._agents.values()),
+            *self._watchdogs.values(),
+            *self._not_yet.values(),
+            *self._keeping.deadlines(),
+        ]
         deadline = min((at for at in deadlines if at is not None), default=None)
         if pause is None and deadline is None:
             await self._wake.wait()
@@ -248,14 +256,14 @@ class Supervisor:
                 self._publish()
 
     def _is_under_way(self, action: Action) -> bool:
-        """Whether it happens beside the loop already."""
+        """Whether it happens beside the loop already, or waits for what does."""
         match action:
             case Suspend(agent):
                 return agent.id in self._suspending
             case Start(agent):
                 return agent.id in self._filling
-            case Forget(agent):
-                return agent.id in self._parting
+            case Forget(agent):  # one that was drained is what tells that the fleet shrank, until the stored wish does
+                return agent.id in self._parting or agent.wish_shrunk is not None
             case _:
                 return False
 
@@ -264,7 +272,11 @@ class Supervisor:
         return [
             agent
             for agent in self._agents.values()
-            if agent.state is AgentState.DRAINING and not agent.stop_sent and agent.saving is Saving.NO and agent.id not in self._suspending
+            if agent.state is AgentState.DRAINING
+            and not agent.stop_sent
+            and agent.saving is Saving.NO
+            and agent.id not in self._suspending
+            and (agent.id not in self._not_yet or agent.leader_exit is not None)
         ]
 
     def _owed_their_keep(self) -> list[Agent]:
@@ -285,6 +297,8 @@ class Supervisor:
         self._collect_ended()
         self._miss_the_dead()
         self._miss_the_silent()
+        now = self._clock.monotonic()
+        self._not_yet = {agent_id: at for agent_id, at in self._not_yet.items() if at > now and agent_id in self._agents}
 
     async def _carry_out(self, actions: Sequence[Action]) -> None:
         starting: list[Agent] = []
@@ -295,7 +309,7 @@ class Supervisor:
                 case Create(slot, pooled):
                     starting.append(self._created(slot, pooled))
                 case Start(agent) if agent.restore and agent.id not in self._filled:
-                    self._filling.add(agent.id)
+                    self._about_to_fill(agent)
                 case Start(agent):
                     starting.append(agent)
                 case BecomeReady(agent):
@@ -361,6 +375,7 @@ class Supervisor:
             self._tell("agent.recycle", f"{agent.id} asks to be replaced", agent)
         if message.ready and not agent.said_ready:
             agent = self._put(replace(agent, said_ready=True))
+            self._not_yet.pop(agent_id, None)
             self._consider_ready(agent)
         if message.stopping and agent.ready and agent.state is AgentState.RUNNING:
             agent = self._put(replace(agent, ready=False, note="it says that it is stopping"))
@@ -770,6 +785,9 @@ class Supervisor:
         self._tell("agent.draining", f"{agent.id} is asked to stop: {reason}", agent)
         replaced = agent.replace if leaving or agent.replace is not Replace.NO else Replace.ROLLING
         stopping = replace(self._stopping(agent, reason), leaving=leaving, replace=replaced)
+        hurried = self.wish.down and self.wish.down_now
+        if agent.state is AgentState.STARTING and self.wish.spec.readiness.notify and not agent.said_ready and not hurried:
+            self._not_yet[agent.id] = self._clock.monotonic() + _NOT_READY_YET_SECONDS
         self._put(stopping if agent.state is AgentState.DRAINING else self._to_be_saved(agent, stopping))
 
     def _to_be_saved(self, agent: Agent, stopping: Agent) -> Agent:
@@ -820,6 +838,7 @@ class Supervisor:
     def _hurry_one(self, agent: Agent) -> None:
         self._keeping.hurry(agent.id)
         self._hurried.add(agent.id)
+        self._not_yet.pop(agent.id, None)
         if agent.state is AgentState.DRAINING:
             self._put(replace(agent, saving=Saving.NO, drain_deadline=self._clock.monotonic()))
 
@@ -921,6 +940,10 @@ class Supervisor:
             self._tell_saved(agent, saved)
         self._parting.discard(agent.id)
         self._forget(agent)
+
+    def _about_to_fill(self, agent: Agent) -> None:
+        self._filling.add(agent.id)
+        self._put(replace(agent, state=move(agent.state, Move.START), retry_deadline=None, note="it is given what its checkpoint has"))
 
     def _filled_up(self, before: Agent, done: bool | None) -> None:
         self._filling.discard(before.id)

@@ -69,6 +69,28 @@ async def test_an_agent_that_does_not_get_ready_in_time_is_a_failed_start(world:
 
 
 @story(NOTIFY)
+async def test_an_agent_that_is_starting_is_asked_to_stop_once_it_can_have_heard_of_it(world: World) -> None:
+    await world.after(1.0)
+    world.ask(0)
+    await world.after(1.9)
+    assert world.lifecycle.sent == []
+    world.supervisor.notified(world.agents[0].id, Message(ready=True))
+    await settled()
+    assert world.stops_sent().total() == 1
+    assert world.agents == ()
+    world.ask(1)
+    await world.after(1.0)
+    world.ask(0)
+    await world.after(2.1)
+    assert world.stops_sent().total() == 2
+    world.ask(1)
+    await settled()
+    world.ask(down=True, down_now=True)
+    await settled()
+    assert world.agents == ()
+
+
+@story(NOTIFY)
 async def test_more_time_to_start_is_granted_up_to_an_hour(world: World) -> None:
     agent = await say(world, extend_timeout_seconds=600.0)
     await world.after(599.0)
