@@ -283,9 +283,6 @@ class Home:
         if "code" in event.data:
             self.errors.append(event)
 
-    def _last_output(self, agent: Agent) -> list[str]:
-        return logread.last_lines(self._paths, agent.fleet, agent.id) if self._paths is not None else []
-
     def _fleet_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
             log.critical("%s broke; its agents run on", task.get_name(), exc_info=error)

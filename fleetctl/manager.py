@@ -23,6 +23,7 @@ from fleetctl.core.scaling import evaluate
 from fleetctl.embedded import Home, Managers
 from fleetctl.errors import FleetctlError, ScaleDownFailed, ScaleUpFailed, UsageError, WarmPoolEmpty
 from fleetctl.fleet import Fleet, check_replicas
+from fleetctl.host.probes import check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.models import (
     Agent,
@@ -420,6 +421,7 @@ class FleetManager:
         spec = self._spec_of(template, fleet.spec)
         if self._home is not None and isinstance(self._home.lifecycle, LocalLifecycleManager):
             await asyncio.to_thread(settings.check_runnable, spec)
+            check_probes(spec)
             self._home.lifecycle.check(spec)
         await fleet.apply(replace(spec, replicas=replicas), pool_alone=True, cause=cause)
         self._template = template

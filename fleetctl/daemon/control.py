@@ -25,7 +25,7 @@ from fleetctl.host import procfs
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.commands import end_leftovers
 from fleetctl.host.paths import Paths
-from fleetctl.host.probes import LocalProber, check_probes
+from fleetctl.host.probes import check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
 from fleetctl.models import Agent, AgentState, AutoscalingMode, Event, FleetSpec, Found, ProcessRef, Usage, to_json
