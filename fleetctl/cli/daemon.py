@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fleetctl.cli.options import Json, StateDir, Timeout, positive_seconds
+from fleetctl.cli.options import DryRun, Json, StateDir, Timeout, positive_seconds
 from fleetctl.cli.terminal import emit, emit_json, say
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import EXIT_NOT_DESIRED, DaemonUnreachable, UsageError
@@ -18,6 +18,7 @@ def foreground(
     ctx: typer.Context,
     background: Annotated[bool, typer.Option("--background", hidden=True)] = False,
     hold: Annotated[bool, typer.Option("--hold", hidden=True)] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="SIGTERM and Ctrl-C leave the agents running for the next daemon")] = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -34,6 +35,8 @@ def foreground(
 ) -> None:
     """Run the daemon in the foreground, for service managers and containers; SIGTERM and Ctrl-C stop its agents first.
 
+    Started by systemd with Type=notify it says when it is ready, and that it lives; `daemon install` writes such a unit.
+
     \b
     Examples:
       fleetctl daemon
@@ -44,7 +47,7 @@ def foreground(
         return
     from fleetctl.daemon.main import run
 
-    raise typer.Exit(run(LocalEngine(state_dir).paths.root, background=background, hold=hold, metrics_port=metrics_port))
+    raise typer.Exit(run(LocalEngine(state_dir).paths.root, background=background, hold=hold, keep=keep, metrics_port=metrics_port))
 
 
 @daemon.command()
@@ -64,6 +67,36 @@ def start(json: Json = False, state_dir: StateDir = None) -> None:
         emit(f"the daemon runs already (pid {info['pid']})\n")
     else:
         emit(f"started the daemon (pid {started})\n")
+
+
+@daemon.command()
+def install(
+    user: Annotated[bool, typer.Option("--user", help="As your own service; the default, but for root")] = False,
+    system: Annotated[bool, typer.Option("--system", help="As the machine's service; the default for root")] = False,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the unit; one for each state directory")] = "fleetctl",
+    force: Annotated[bool, typer.Option("--force", help="Write over another unit of that name")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Have systemd run the daemon at boot, and agents survive a restart of its unit.
+
+    Writes the unit, enables and starts it; where systemd does not run, says what is to be done by hand.
+
+    \b
+    Examples:
+      fleetctl daemon install --dry-run
+      fleetctl daemon install --user
+      sudo fleetctl --state-dir /var/lib/fleetctl daemon install --system
+    """
+    import os
+
+    from fleetctl.cli import install as installing
+
+    if user and system:
+        raise UsageError("either --user or --system")
+    with LocalEngine(state_dir) as engine:
+        installing.install(engine, system=system or (not user and os.geteuid() == 0), name=name, force=force, dry_run=dry_run, json=json)
 
 
 @daemon.command()

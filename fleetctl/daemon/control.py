@@ -134,6 +134,11 @@ class Control:
                     await fleet.close()
                     self._announce()
 
+    def summary(self) -> str:
+        """How things are, on one line."""
+        ready, wished = (sum(sizes) for sizes in zip((0, 0), *((one.ready_replicas, one.wish.replicas) for one in self.fleets.values())))
+        return f"{counted(len(self.fleets), 'fleet')}, {ready} of {counted(wished, 'agent')} ready"
+
     async def wait_shutdown(self) -> str:
         return await self._shutdown
 

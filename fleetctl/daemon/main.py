@@ -21,24 +21,29 @@ from fleetctl.errors import FleetctlError
 from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.host.paths import Paths
 from fleetctl.host.process import LocalLifecycleManager, become_subreaper
+from fleetctl.host.servicemanager import ServiceManager
 from fleetctl.host.state import DirectoryLock, LocalStateManager
 
 log = logging.getLogger(__name__)
 
 READY_FD = "FLEETCTL_READY_FD"
 _OPEN_FILES_WANTED = 65536
+_STATUS_SECONDS = 10.0  # between two words to a service manager that does not watch
 # How long a thread that measures may keep the loop waiting each time it wants the interpreter back; Python's own 5 ms would come
 # several times in a handover that takes one.
 _SWITCH_SECONDS = 0.0002
 
 
-def run(state_dir: str, *, background: bool = False, hold: bool = False, metrics_port: int | None = None) -> int:
+def run(state_dir: str, *, background: bool = False, hold: bool = False, keep: bool = False, metrics_port: int | None = None) -> int:
     """Run the daemon until it is told to stop; the exit status.
 
     `background`: report over the descriptor named by FLEETCTL_READY_FD once ready, and keep the agents running on SIGTERM. In the
     foreground SIGTERM and SIGINT stop the agents first; a second one lets them run on. `hold`: adopt what runs, start nothing.
+    `keep`: keep the agents running on SIGTERM, though in the foreground.
     `metrics_port`: tell Prometheus there too, on the loopback address.
     """
+    # Before anything is started that could take what is about this process for its own.
+    manager = ServiceManager()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     paths = Paths(state_dir)
     umask = os.umask(0o077)  # what we write is for nobody else; the agents get back what we were started with
@@ -51,7 +56,10 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False, metrics
         raise
     try:
         mode = Mode.HOLD if hold else Mode.RUN
-        asyncio.run(_main(paths, lock, umask=umask, background=background, mode=mode, metrics_port=metrics_port))
+        told = ServiceManager({}) if background else manager  # in the background it can only be that of whoever started us
+        asyncio.run(
+            _main(paths, lock, told, umask=umask, background=background, keep=keep or background, mode=mode, metrics_port=metrics_port)
+        )
     except FleetctlError as error:
         _report(error)
         raise
@@ -60,7 +68,17 @@ def run(state_dir: str, *, background: bool = False, hold: bool = False, metrics
     return 0
 
 
-async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bool, mode: Mode, metrics_port: int | None) -> None:
+async def _main(
+    paths: Paths,
+    lock: DirectoryLock,
+    manager: ServiceManager,
+    *,
+    umask: int,
+    background: bool,
+    keep: bool,
+    mode: Mode,
+    metrics_port: int | None,
+) -> None:
     become_subreaper()
     state = LocalStateManager(paths)
     records = await state.open()
@@ -79,17 +97,21 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
         if port is not None:
             await port.open()
             log.info("metrics are at http://%s:%d/metrics", HOST, port.port)
-        _on_signals(control, stop, background=background)
+        _on_signals(control, stop, background=background, keep=keep)
         log.info("fleetctl daemon (pid %d) looks after %s", os.getpid(), paths.root)
         _report(None)
+        manager.tell("READY=1", f"STATUS={control.summary()}")
+        beats = asyncio.create_task(_beat(manager, control))
         how = await control.wait_shutdown()
         log.info("stopping: %s", "the agents run on" if how == "keep" else "the agents stop too")
+        manager.tell("STOPPING=1", f"STATUS=stopping; {'the agents run on' if how == 'keep' else 'the agents stop too'}")
         if how == "drain":
             draining = asyncio.create_task(control.stop_agents())
             enough = asyncio.create_task(stop.wait())
             await asyncio.wait([draining, enough], return_when=asyncio.FIRST_COMPLETED)
             for task in (draining, enough):
                 task.cancel()
+        beats.cancel()
     finally:
         making_rounds.cancel()
         rounds.close()
@@ -101,11 +123,22 @@ async def _main(paths: Paths, lock: DirectoryLock, *, umask: int, background: bo
         await state.close()
 
 
-def _on_signals(control: Control, stop: asyncio.Event, *, background: bool) -> None:
+async def _beat(manager: ServiceManager, control: Control) -> None:
+    """Say again and again that the loop turns, and ask for time while agents finish."""
+    while manager.listens:
+        await asyncio.sleep(manager.beat_seconds or _STATUS_SECONDS)
+        watchdog = ["WATCHDOG=1"] if manager.beat_seconds else []
+        if control.shutting_down:
+            manager.tell(*watchdog, f"EXTEND_TIMEOUT_USEC={round(3e6 * (manager.beat_seconds or _STATUS_SECONDS))}")
+        else:
+            manager.tell(*watchdog, f"STATUS={control.summary()}")
+
+
+def _on_signals(control: Control, stop: asyncio.Event, *, background: bool, keep: bool) -> None:
     def asked_to_end() -> None:
         if control.shutting_down:
             stop.set()
-        control.shutdown("keep" if background else "drain")
+        control.shutdown("keep" if keep else "drain")
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -56,6 +56,7 @@ def test_all_commands_of_this_issue_are_there() -> None:
         "daemon start",
         "daemon stop",
         "daemon status",
+        "daemon install",
         "config init",
         "config check",
         "config show",

@@ -63,6 +63,7 @@ def words(typed: str) -> list[str]:
         ("fleetctl sc", ["scale"]),
         ("fleetctl __", []),
         ("fleetctl daemon s", ["start", "stop", "status"]),
+        ("fleetctl daemon i", ["install"]),
         ("fleetctl daemon stop --k", ["--keep"]),
         ("fleetctl scale ", ["api=", "web="]),
         ("fleetctl down w", ["web"]),
@@ -125,7 +126,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         (["fleetctl", "scale", "w"], ["compopt:nospace", "web="]),
         (["fleetctl", "wait", "web", "--for", "=", "r"], ["ready"]),
         (["fleetctl", "up", "--file", ""], ["compopt:default", ""]),
-        (["fleetctl", "daemon", ""], ["start", "stop", "status"]),
+        (["fleetctl", "daemon", "st"], ["start", "stop", "status"]),
     ],
 )
 def test_bash_completes(typed: list[str], found: list[str], daemon: FakeDaemon) -> None:
