@@ -175,7 +175,7 @@ def _wait_until_gone(engine: "Engine", outcome: Outcome, before: "Status", timeo
         return ""
     gone = {name: fleet for name in names if (fleet := find(before, name))}
     return "".join(
-        f"{name} is down, {count(sum(1 for agent in fleet['agents'] if agent['pid']), 'agent')} ended\n" for name, fleet in gone.items()
+        f"{name} is down, {count(sum(1 for agent in fleet['agents'] if agent['uptime_seconds'] is not None), 'agent')} ended\n" for name, fleet in gone.items()
     )
 
 

@@ -20,6 +20,9 @@ HEAVY = {
     "fleetctl.fleet",
     "fleetctl.models",
     "fleetctl.config",
+    "fleetctl.engines.kubernetes",
+    "yaml",
+    "tomllib",
 }
 # Reports on stderr, because stdout is the command's.
 REPORT = """
@@ -51,6 +54,17 @@ def test_common_commands_load_nothing_heavy(arguments: list[str], daemon: FakeDa
     assert status == 0, done.stderr
     assert done.stdout or arguments[0] == "__complete"
     assert HEAVY.isdisjoint(loaded), HEAVY & set(loaded)
+
+
+def test_a_fleet_in_a_cluster_loads_no_more_than_it_needs(daemon: FakeDaemon) -> None:
+    """What the local engine needs stays out, and what no engine needs to look."""
+    arguments = ["status", "--json", "--engine", "kubernetes"]
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT, *arguments], capture_output=True, text=True, env=environment() | {"KUBECONFIG": "/nowhere"}, timeout=30
+    )
+    status, loaded = json.loads(done.stderr.splitlines()[-1])
+    assert status == 6, done.stderr
+    assert {"asyncio", "pydantic", "psutil", "rich", "sqlite3", "fleetctl.fleet", "fleetctl.client", "fleetctl.config"}.isdisjoint(loaded)
 
 
 def test_only_the_called_command_is_imported(daemon: FakeDaemon) -> None:

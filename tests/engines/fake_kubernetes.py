@@ -162,6 +162,9 @@ class FakeKubernetes:
             if group[1] == "extensions.agents.x-k8s.io" and self.sandbox_version:
                 return {"kind": "APIGroup", "preferredVersion": {"version": self.sandbox_version}}
             raise Refused(404, "the server could not find the requested resource")
+        if space := re.fullmatch(r"/api/v1/namespaces/([^/]+)", path):
+            self.namespaces ^= {space[1]}  # made or taken away
+            return {"kind": "Namespace", "metadata": {"name": space[1]}}
         if path.startswith("/apis/metrics.k8s.io/"):
             return self._metrics()
         found = _OBJECT.fullmatch(path)

@@ -59,7 +59,7 @@ class Subject:
         return found
 
     def until(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 30
         while not holds():
             assert time.monotonic() < deadline, "it did not come to be"
             time.sleep(0.01)

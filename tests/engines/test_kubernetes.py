@@ -47,7 +47,7 @@ def written(text: str = FILE) -> None:
     Path("fleet.toml").write_text(text)
 
 
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to be"

@@ -7,6 +7,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -177,6 +178,33 @@ def test_the_autoscaler_aims_at_the_same_load_whatever_is_requested() -> None:
         )
         hpa = manifests.objects(spec)[-1]
         assert hpa["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"] == percent
+
+
+@pytest.mark.parametrize(("scope", "kind"), [("total", "External"), ("per_replica", "Pods")])
+def test_metrics_of_ones_own_are_asked_of_the_clusters_adapter(scope: str, kind: str) -> None:
+    metrics = {"backlog": SimpleNamespace(target=2.5, scope=scope), "rate": SimpleNamespace(target=None, scope=scope)}
+    auto = SimpleNamespace(
+        **{name: getattr(AutoscalingSpec(), name) for name in AutoscalingSpec.__dataclass_fields__} | {"metrics": metrics}
+    )
+    auto.enabled = True
+    hpa = manifests.objects(a_spec(autoscaling=auto))[-1]
+    own = hpa["spec"]["metrics"][1:]
+    assert [one["type"] for one in own] == [kind]
+    assert own[0][kind.lower()] == {"metric": {"name": "backlog"}, "target": {"type": "AverageValue", "averageValue": "2500m"}}
+    for version in VERSIONS:
+        validator(full(version), hpa["kind"], hpa["apiVersion"]).validate(hpa)
+    assert "autoscaling.metrics.backlog" in {note.setting for note in notes(a_spec(autoscaling=auto))}
+
+
+def test_an_untrusted_agent_is_shut_in() -> None:
+    policy = manifests.objects(SPECS["untrusted"])[0]
+    assert (policy["kind"], policy["spec"]["policyTypes"]) == ("NetworkPolicy", ["Ingress", "Egress"])
+    assert "egress" not in policy["spec"]
+    assert policy["spec"]["ingress"] == [{"ports": [{"port": 8080, "protocol": "TCP"}]}]
+    inner, outer = container(SPECS["untrusted"])["securityContext"], deployment(SPECS["untrusted"])["spec"]["template"]["spec"]
+    assert (inner["readOnlyRootFilesystem"], inner["allowPrivilegeEscalation"], inner["capabilities"]) == (True, False, {"drop": ["ALL"]})
+    assert outer["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert outer["automountServiceAccountToken"] is False
 
 
 def test_an_autoscaler_without_a_metric_is_refused() -> None:

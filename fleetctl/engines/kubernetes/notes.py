@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fleetctl.engines.kubernetes import names
+from fleetctl.engines.kubernetes import names, scaling
 from fleetctl.models import FleetSpec, LogSpec, OnTimeout, RestartPolicy, RestartSpec
 
 _LOOKS_SECRET = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|PRIVATE_?KEY|CREDENTIAL)", re.IGNORECASE)
@@ -50,6 +50,8 @@ def _process(spec: FleetSpec) -> Said:
     text = "\n".join([*words, *spec.environment.values()])
     if "FLEETCTL_SLOT" in text or "{slot}" in text:
         yield "command", "agents of a cluster have no slot: FLEETCTL_SLOT is not set"
+    if spec.tools:
+        yield "tools", "agents of a cluster have no claim file; give them what they may use in environment"
     if spec.restart.policy is not RestartPolicy.ALWAYS:
         yield (
             "restart.policy",
@@ -132,6 +134,8 @@ def _scaling(spec: FleetSpec) -> Said:
         for key in ("scale_up_stabilization_seconds", "scale_down_stabilization_seconds"):
             if getattr(spec, key) > 3600:
                 yield key, "an HPA looks back 3600 s at most"
+        for name in scaling.custom_metrics(spec):
+            yield f"autoscaling.metrics.{name}", f"its source is not asked: the cluster's metrics adapter must serve it as {name}"
         if auto.target_pending is not None:
             yield "autoscaling.target_pending", "does not map by itself: a cluster needs a metrics adapter that tells it what is pending"
         yield "autoscaling_interval_seconds", "the cluster decides for itself how often it looks, by default every 15 s"

@@ -27,7 +27,8 @@ def template(spec: FleetSpec, pool: str = names.REPLICAS) -> Object:
 
 
 def trust_level(spec: FleetSpec) -> str:
-    return str(getattr(spec, "trust_level", "standard"))
+    """As text: `untrusted` has its place here before it has one on a single machine."""
+    return str(spec.trust_level)
 
 
 def _pod(spec: FleetSpec, pool: str) -> Json:
@@ -120,6 +121,7 @@ def _environment(spec: FleetSpec, pool: str) -> list[Json]:
         {"name": "FLEETCTL_AGENT_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "FLEETCTL_FLEET", "value": spec.name},
         {"name": "FLEETCTL_LAUNCH", "value": "cold" if pool == names.REPLICAS else "standby"},
+        {"name": "FLEETCTL_TRUST", "value": trust_level(spec)},
         {"name": "STATE_DIRECTORY", "value": STATE},
     ]
     if spec.checkpoints.command or spec.kubernetes.storage_size:

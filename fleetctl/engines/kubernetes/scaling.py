@@ -4,6 +4,7 @@ The cluster's autoscaler does the scaling; ours does not run beside it.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fleetctl.engines.kubernetes import names, pod
@@ -57,7 +58,20 @@ def _metrics(spec: FleetSpec) -> list[Json]:
     limit, target = spec.resource_limits.memory_limit_mb or 0.0, spec.autoscaling.target_memory_utilization
     if target is not None and limit:
         found.append(_utilization("memory", target * limit / (spec.kubernetes.memory_request_mb or limit)))
-    return found
+    return found + [_custom(name, metric) for name, metric in custom_metrics(spec).items()]
+
+
+def custom_metrics(spec: FleetSpec) -> Mapping[str, Any]:  # Any: a metric of the spec
+    """Metrics of one's own that scaling aims at, by name; those without a target only stand in formulas."""
+    return {name: metric for name, metric in getattr(spec.autoscaling, "metrics", {}).items() if metric.target is not None}
+
+
+def _custom(name: str, metric: Any) -> Json:  # Any: a metric of the spec
+    """By the name under which the cluster's metrics adapter is to serve it: one number for the fleet, or one of each pod."""
+    about = {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": pod.cores(metric.target)}}
+    if str(metric.scope) == "per_replica":
+        return {"type": "Pods", "pods": about}
+    return {"type": "External", "external": about}
 
 
 def _utilization(resource: str, percent: float) -> Json:
