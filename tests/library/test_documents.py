@@ -1,0 +1,35 @@
+"""What the documents show of the library: run as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.real.harness import ROOT
+
+
+def output_of(code: str | Path) -> str:
+    words = [sys.executable, str(code)] if isinstance(code, Path) else [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_program_of_the_readme_runs() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## From Python\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    ready, metrics, acquired, ended = re.fullmatch(
+        r"((?:fleet-\S{5}: running\n){3})(3 replicas, CPU \d+\.\d%\n)(warm|cold)\n(ended: .*; healthy: True\n)", output_of(code)
+    ).groups()  # type: ignore[union-attr]  # where it does not match, the test has failed
+    assert ready
+    assert metrics
+    assert len(re.findall(r"fleet-\S{5}\b", ended)) == (2 if acquired == "warm" else 1)
+
+
+def test_the_example_gives_each_session_an_agent() -> None:
+    said = output_of(ROOT / "examples/library/sessions.py")
+    sessions = re.findall(r"^session \d: (sessions-\S{5}) \(process \d+\), (warm|cold), after \d+ ms$", said, re.MULTILINE)
+    assert len({agent_id for agent_id, _ in sessions}) == 3
+    assert [how for _, how in sessions][:2] == ["warm", "warm"]
+    assert re.search(rf"^ended, the oldest first: {sessions[0][0]}, {sessions[1][0]}$", said, re.MULTILINE)
+    assert f"the pool had what was asked for {sum(how == 'warm' for _, how in sessions)} times of 3" in said
