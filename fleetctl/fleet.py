@@ -59,7 +59,7 @@ class Fleet:
         on_event: Callable[[Event], None] = lambda event: None,
         last_output: Callable[[Agent], Sequence[str]] = lambda agent: (),
     ) -> None:
-        self._state, self._clock = state_manager, clock
+        self._lifecycle, self._state, self._clock = lifecycle_manager, state_manager, clock
         self._on_event, self._on_change = on_event, on_change
         self._changed = asyncio.Event()
         self.warm_misses = 0
@@ -305,6 +305,10 @@ class Fleet:
     def stop_with_daemon(self) -> None:
         """Have the agents stop for now; the wish stays, and they come back with the next daemon."""
         self.supervisor.set_wish(replace(self.wish, mode=Mode.STOP))
+
+    def backlog(self) -> int | None:
+        """How many connections wait in the fleet's listening sockets; None where it has none, or nobody can tell."""
+        return self._lifecycle.backlog(self.spec) if self.spec.sockets else None
 
     @property
     def ready_replicas(self) -> int:

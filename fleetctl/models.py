@@ -416,15 +416,12 @@ class FleetSpec:
     scale_down_stabilization_seconds: Annotated[float, Setting(doc="Calm needed before shrinking", ge=0, le=86400)] = 300.0
     autoscaling_interval_seconds: Annotated[float, Setting(doc="Time between two scaling decisions", gt=0, le=86400)] = 30.0
     stop_signal: Annotated[str, Setting(doc="Signal that asks an agent to stop", pattern=r"^(SIG)?[A-Z0-9]+$")] = "TERM"
-    port_base: Annotated[
-        int | None, Setting(doc="An agent's PORT, and {port} in its command, is this plus its slot", ge=1, le=65535, supported=False)
-    ] = None
+    port_base: Annotated[int | None, Setting(doc="An agent's PORT, and {port} in its command, is this plus its slot", ge=1, le=65535)] = (
+        None
+    )
     sockets: Annotated[
         Mapping[str, str],
-        Setting(
-            doc='Listening sockets all agents share, by name: "127.0.0.1:8080" or "unix:PATH"; {fd} and {port} in the command',
-            supported=False,
-        ),
+        Setting(doc='Listening sockets all agents share, by name: "127.0.0.1:8080" or "unix:PATH"; {fd} and {port} in the command'),
     ] = field(default_factory=dict)
     watchdog_seconds: Annotated[
         float | None, Setting(doc="An agent that does not say WATCHDOG=1 for this long has failed", ge=0.1, le=86400)
@@ -445,7 +442,9 @@ class FleetSpec:
         """Changes exactly when a running process no longer matches the spec and has to be replaced."""
         variables, secrets = tuple(sorted(self.environment.items())), tuple(sorted(self.secret_env.items()))
         told = (str(self.trust_level), *self.tools) if self.tools or self.trust_level is not TrustLevel.STANDARD else ()
-        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told)
+        ports = (f"port_base={self.port_base}",) if self.port_base is not None else ()
+        listening = (*ports, *(f"{name}={address}" for name, address in self.sockets.items()))
+        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told + listening)
 
     @property
     def stop_signal_number(self) -> int:

@@ -71,6 +71,10 @@ class LifecycleManager(Protocol):
         """
         ...
 
+    def backlog(self, spec: FleetSpec) -> int | None:
+        """How many connections wait in the fleet's listening sockets; None where it has none, or the kernel does not tell."""
+        ...
+
     def release(self, process: ProcessRef) -> None:
         """Reap and forget a process that ended and whose tree is empty."""
         ...

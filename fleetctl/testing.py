@@ -209,7 +209,7 @@ class FakeLifecycleManager:
     `spawn_errors`: for each of the next spawns the error it raises, or None. `ignore_stop`: new processes do not act on the stop
     signal. `suspend_seconds`: how long it takes. `cannot_suspend`, `cannot_resume`: ids of agents that do not do it; `claim_errors`:
     for each of the next claims the error it raises, or None. `spawned`, `sent`, `suspended`, `resumed` and `killed` record what was
-    asked for, by agent id; `claims` what was written.
+    asked for, by agent id; `claims` what was written. `backlogs`: what `backlog` tells, by fleet.
     """
 
     def __init__(self, machine: FakeMachine | None = None) -> None:
@@ -222,6 +222,7 @@ class FakeLifecycleManager:
         self.cannot_resume: set[str] = set()
         self.claim_errors: deque[StateDirectoryError | None] = deque()
         self.claims: dict[str, Mapping[str, object]] = {}
+        self.backlogs: dict[str, int] = {}
         self.suspended: list[str] = []
         self.resumed: list[str] = []
         self.spawned: list[str] = []
@@ -292,6 +293,9 @@ class FakeLifecycleManager:
             raise error
         if not (keep and agent.id in self.claims):
             self.claims[agent.id] = claim
+
+    def backlog(self, spec: FleetSpec) -> int | None:
+        return self.backlogs.get(spec.name)
 
     def release(self, process: ProcessRef) -> None:
         self._watched.pop(process, None)

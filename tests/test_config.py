@@ -748,6 +748,8 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
         watchdog_seconds=spec.watchdog_seconds,
         autoscaling=spec.autoscaling,
         kubernetes=spec.kubernetes,
+        port_base=8000,
+        sockets={"http": "127.0.0.1:8080"},
         readiness=spec.readiness,
         liveness=spec.liveness,
     )

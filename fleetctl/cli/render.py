@@ -259,6 +259,15 @@ def fleet_title(fleet: Object) -> Line:
     return [*line, ("  ", ""), (clean(command_line(fleet.get("command") or ())), "dim")]
 
 
+def sockets_line(fleet: Object) -> Line:
+    """Where the fleet listens, and how many wait there; nothing where it declares no socket."""
+    found = []
+    for one in fleet.get("sockets") or ():
+        waiting = "" if one["backlog"] is None else f", {one['backlog']} waiting"
+        found.append(f"{clean(one['address'])} ({clean(one['name'])}{waiting})")
+    return [(f"listens on {', '.join(found)}", "")] if found else []
+
+
 def autoscaling_line(fleet: Object) -> Line:
     """Why the fleet is as large as it is, and when that is thought over; nothing where no load decides it."""
     scaling = fleet["autoscaling"]
@@ -299,7 +308,7 @@ def clip(line: Line, width: int | None) -> Line:
 
 
 def fleet_lines(fleet: Object, width: int | None) -> list[Line]:
-    lines = [clip(line, width) for line in (fleet_title(fleet), autoscaling_line(fleet)) if line]
+    lines = [clip(line, width) for line in (fleet_title(fleet), sockets_line(fleet), autoscaling_line(fleet)) if line]
     lines += [clip([(f"note: {clean(note)}", "yellow")], width) for note in fleet.get("notes") or ()]
     return lines + (table(STATUS_COLUMNS, fleet["agents"], width) if fleet["agents"] else [[("no agents", "dim")]])
 

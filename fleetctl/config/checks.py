@@ -307,6 +307,41 @@ def _check_env_file(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("env_file",), ": must be a file's name")
 
 
+def _check_sockets(values: Mapping[str, Any]) -> Iterator[Problem]:
+    sockets = values.get("sockets")
+    if not isinstance(sockets, dict):
+        return
+    if len(sockets) > _MOST_SOCKETS:
+        yield Problem(("sockets",), f": more than {_MOST_SOCKETS}", show=False)
+    known: dict[str, str] = {}
+    for name, text in sockets.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            yield Problem(("sockets", name), ": is not a socket's name; letters, digits, - and _ make one")
+        if not isinstance(text, str):
+            continue
+        try:
+            address = parse(text)
+        except ValueError as error:
+            yield Problem(("sockets", name), f": {error}")
+            continue
+        if address.path and not address.path.startswith("/"):
+            yield Problem(("sockets", name), ": must be an absolute path")
+        if str(address) in known and (address.path or address.port):
+            yield Problem(("sockets", name), f": is the address of {known[str(address)]} already")
+        known[str(address)] = name
+    yield from _check_named_sockets(values, sockets)
+
+
+def _check_named_sockets(values: Mapping[str, Any], sockets: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a command names in {fd:NAME} and {port:NAME} has to be there; other braces are the command's own."""
+    command = values.get("command")
+    for index, word in enumerate(command if sockets and isinstance(command, list) else ()):
+        for found in sorted(placeholders(word)) if isinstance(word, str) else ():
+            kind, _, name = found.partition(":")
+            if kind in ("fd", "port") and name and name not in sockets:
+                yield Problem(("command", index), f": there is no socket {name!r} for {{{found}}}; there are {', '.join(sockets)}")
+
+
 def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
     has_port = values.get("port_base") is not None or bool(values.get("sockets"))
     for section in ("readiness", "liveness"):
@@ -317,6 +352,11 @@ def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
             if "port" in placeholders(text) and not has_port:
                 yield Problem((section, key), ": {port} stands for nothing here; set port_base, or declare a socket")
                 continue
+            if key == "tcp" and values.get("port_base") is None and any(name.partition(":")[0] == "port" for name in placeholders(text)):
+                yield Problem(
+                    (section, key), ": fleetctl itself listens on the fleet's sockets, so that always passes; use http, exec or notify"
+                )
+                continue
             try:
                 read(_SOCKET_PORT.sub("1", filled(text, {"port": "1", "slot": "0"})))
             except ValueError as error:
@@ -324,7 +364,7 @@ def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 # Those of one setting say more than pydantic, so they come before it; those of several need sound values, and come after it.
-_RULES = (_check_command, _check_signal, _check_environment, _check_env_file, _check_probes, _check_autoscaling)
+_RULES = (_check_command, _check_signal, _check_environment, _check_env_file, _check_sockets, _check_probes, _check_autoscaling)
 _RULES_OF_SEVERAL = (_check_replicas, _check_pairs, _check_autoscaling_numbers)
 
 

@@ -318,6 +318,8 @@ def _rooted(draft: _Draft, folder: str) -> _Draft:
     references = values.get("secret_env")
     if isinstance(references, dict):
         values["secret_env"] = {name: _absolute_reference(reference, folder) for name, reference in references.items()}
+    if isinstance(sockets := values.get("sockets"), dict):
+        values["sockets"] = {name: _absolute_reference(address, folder, "unix:") for name, address in sockets.items()}
     values = {key: value for key, value in values.items() if value is not None}
     given_by = draft.given_by if "cwd" in draft.values else {**draft.given_by, "cwd": "default"}
     return replace(draft, values=values, given_by=given_by)
@@ -330,10 +332,10 @@ def _absolute(value: object, folder: str) -> object:
     return os.path.normpath(os.path.join(folder, os.path.expanduser(value)))
 
 
-def _absolute_reference(reference: object, folder: str) -> object:
-    if not isinstance(reference, str) or not reference.startswith("file:"):
+def _absolute_reference(reference: object, folder: str, kind: str = "file:") -> object:
+    if not isinstance(reference, str) or not reference.startswith(kind):
         return reference
-    return f"file:{_absolute(reference.removeprefix('file:'), folder)}"
+    return f"{kind}{_absolute(reference.removeprefix(kind), folder)}"
 
 
 def _given(overrides: Mapping[str, object] | None) -> dict[str, tuple[object, str]]:

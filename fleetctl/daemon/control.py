@@ -18,7 +18,7 @@ from fleetctl.core.recover import with_acquired
 from fleetctl.daemon import metrics
 from fleetctl.daemon.hands import local_fleet
 from fleetctl.daemon.hearing import Hearing
-from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339
+from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339, sockets_view
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import procfs
@@ -79,6 +79,8 @@ class Control:
             grown, agents = with_acquired(wish.spec, self._recovered(wish.spec, mine, trees))
             if grown != wish.spec:
                 await self.state.save_wish(grown, down=wish.down)
+            if grown.sockets and not wish.down:
+                self.lifecycle.sockets.restore(grown, [agent.process for agent in agents if agent.process])
             self._add(replace(wish, spec=grown), agents)
         self._strays = found
         await self.state.save(forget=[agent.id for agent in records if agent.fleet not in self.fleets])
@@ -130,6 +132,7 @@ class Control:
             for name, fleet in list(self.fleets.items()):
                 if fleet.wish.down and fleet.supervisor.empty:
                     await self.state.forget_wish(name)
+                    self.lifecycle.sockets.close(name)
                     del self.fleets[name]
                     await fleet.close()
                     self._announce()
@@ -309,22 +312,31 @@ class Control:
         failed = [agent.id for agent in known.agents if agent.state is AgentState.FAILED and not agent.leaving] if known else []
         if failed:
             actions.append(f"try {counted(len(failed), 'failed agent')} again")
+        if dry_run:
+            self.lifecycle.sockets.check(wanted)
         if dry_run or not actions:
             message = f"{name} would change: {'; '.join(actions)}" if actions else f"{name} is up to date"
             return change_view(name, wanted.replicas, actions, message + warning, created=known is None, dry_run=dry_run)
-        self._lift_hold()
-        if known is None:
-            await self.state.save_wish(wanted, down=False)
-            fleet = self._add(Wish(spec=wanted), self._take_strays(wanted))
-            self._announce()
-            if wanted.replicas:
-                await fleet.record_size(0, "up")
-        else:
-            await known.apply(wanted)
-            if failed:
-                known.restart(failed, all_at_once=False)
-                await known.supervisor.wait_saved()
+        with self.lifecycle.sockets.changing(wanted, self._processes(name)):
+            self._lift_hold()
+            if known is None:
+                await self.state.save_wish(wanted, down=False)
+                fleet = self._add(Wish(spec=wanted), self._take_strays(wanted))
+                self._announce()
+                if wanted.replicas:
+                    await fleet.record_size(0, "up")
+            else:
+                await known.apply(wanted)
+                if failed:
+                    known.restart(failed, all_at_once=False)
+                    await known.supervisor.wait_saved()
         return change_view(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}{warning}", created=known is None)
+
+    def _processes(self, name: str) -> list[ProcessRef]:
+        """Of the fleet's agents, also of those that nothing but their processes tells of."""
+        known = self.fleets.get(name)
+        recorded = [agent.process for agent in known.agents if agent.process] if known else []
+        return recorded + [tree.leader for tree in self._strays if tree.fleet == name and tree.leader]
 
     def _take_strays(self, spec: FleetSpec) -> tuple[Agent, ...]:
         mine = [tree for tree in self._strays if tree.fleet == spec.name]
@@ -467,7 +479,8 @@ class Control:
         return {"schema": "fleetctl/shutdown/v1", "mode": mode}
 
     def _view(self, fleet: Fleet) -> Json:
-        return fleet_view(fleet, self.usage, now=self._clock.monotonic(), wall=self._clock.time(), dropped=self.hearing.dropped)
+        view = fleet_view(fleet, self.usage, now=self._clock.monotonic(), wall=self._clock.time(), dropped=self.hearing.dropped)
+        return {**view, **sockets_view(fleet, self.lifecycle.sockets, view["notes"])} if fleet.spec.sockets else view
 
     def _find(self, name: str) -> Fleet:
         try:

@@ -8,6 +8,7 @@ from fleetctl.core.contract import Report
 from fleetctl.fleet import Fleet
 from fleetctl.host import metrics
 from fleetctl.host.paths import Paths
+from fleetctl.host.sockets import ListeningSockets
 from fleetctl.models import Agent, AgentState, Replace, Usage
 
 Json = dict[str, Any]  # Any: JSON values
@@ -33,6 +34,17 @@ def fleet_view(
             )
             for agent in fleet.agents
         ],
+    }
+
+
+def sockets_view(fleet: Fleet, sockets: ListeningSockets, notes: list[str]) -> Json:
+    """What a fleet's view has besides where it declares listening sockets; a trouble with one is a note."""
+    trouble = sockets.trouble(fleet.spec.name)
+    waiting = sockets.backlogs(fleet.spec)
+    addresses = sockets.addresses(fleet.spec)
+    return {
+        "sockets": [{"name": name, "address": str(address), "backlog": waiting[name]} for name, address in addresses.items()],
+        "notes": [*notes, trouble] if trouble else notes,
     }
 
 

@@ -116,6 +116,7 @@ class FleetStatus(TypedDict):
     notes: list[str]
     agents: list[AgentStatus]
     updating: NotRequired[bool]
+    sockets: NotRequired[list[ListeningSocket]]
 
 
 class DaemonStatus(TypedDict):

@@ -14,7 +14,7 @@ _SHELL = "/bin/sh"
 _OUT_OF_THE_WAY = 64
 
 # $1: the directory; what follows: the program. Of the shell nothing stays but its pid.
-_SCRIPT = 'cd -P "$1" || exit 126\nshift\nLISTEN_PID=$$\nexport LISTEN_PID\nexec "$@"\n'
+_SCRIPT = 'cd -P "$1" || exit 126\nunset OLDPWD\nshift\nLISTEN_PID=$$\nexport LISTEN_PID\nexec "$@"\n'
 
 
 def launch(

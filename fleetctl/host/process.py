@@ -37,6 +37,7 @@ _STATUS_TRIES, _STATUS_RETRY_SECONDS = 20, 0.01
 _KILL_ROUNDS = 20
 _WATCH_RETRY_SECONDS = 1.0
 _ACKNOWLEDGE_TRIES, _ACKNOWLEDGE_SECONDS = 200, 0.002
+_SERVING_TRIES, _SERVING_SECONDS = 250, 0.04
 _REMEMBERED_OWNERS, _MOST_ANCESTORS = 16384, 64
 
 
@@ -351,6 +352,38 @@ class LocalLifecycleManager:
                         self._send(stat, number)
 
     async def suspend(self, agents: Sequence[Agent]) -> frozenset[str]:
+        stopped = await self._stop(agents)
+        serving = await self._serving(agents, stopped)
+        for _ in range(_SERVING_TRIES):
+            if not serving:
+                break
+            # Somebody waits for its answer: it is let finish, and stopped at another moment.
+            self.signal(serving, signal.SIGCONT)
+            await asyncio.sleep(_SERVING_SECONDS)
+            again = await self._stop(serving)
+            stopped = stopped - {agent.id for agent in serving} | again
+            serving = await self._serving(serving, again)
+        if serving:
+            self.signal(serving, signal.SIGCONT)
+            stopped -= {agent.id for agent in serving}
+            for agent in serving:
+                self._suspended.pop(agent.id, None)
+        # Somebody will wait for their claims, and to make a file takes longer than to write and rename it.
+        await asyncio.to_thread(_make_files, [f"{self.paths.agent_claim(agent_id)}.tmp" for agent_id in stopped])
+        return stopped
+
+    async def _serving(self, agents: Sequence[Agent], stopped: Collection[str]) -> list[Agent]:
+        """Those that were stopped with a connection in their hands that they had accepted on a socket of the fleet."""
+        found = []
+        for agent in agents:
+            if agent.id not in stopped or not self.sockets.has(agent.fleet):
+                continue
+            pids = [stat.pid for stat in self._suspended[agent.id]]
+            if await asyncio.to_thread(self.sockets.serving, agent.fleet, pids):
+                found.append(agent)
+        return found
+
+    async def _stop(self, agents: Sequence[Agent]) -> frozenset[str]:
         for agent in agents:  # most trees are one group, which stops as one; it needs no look at all processes
             if agent.process:
                 pidfd.send(agent.process, signal.SIGSTOP, group=True, held=self._pidfds.get(agent.process))
@@ -369,8 +402,6 @@ class LocalLifecycleManager:
             if not waiting:
                 break
             await asyncio.sleep(_ACKNOWLEDGE_SECONDS)
-        # Somebody will wait for their claims, and to make a file takes longer than to write and rename it.
-        await asyncio.to_thread(_make_files, [f"{self.paths.agent_claim(agent_id)}.tmp" for agent_id in stopped])
         return frozenset(stopped)
 
     async def resume(self, agents: Sequence[Agent]) -> frozenset[str]:

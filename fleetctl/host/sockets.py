@@ -140,13 +140,17 @@ class ListeningSockets:
         mine = self._held.get(spec.name, {})
         return {name: backlog(mine[key].socket) for name, text in spec.sockets.items() if (key := _key(name, text)) in mine}
 
+    def has(self, fleet: str) -> bool:
+        """Whether any socket is held for the fleet."""
+        return bool(self._held.get(fleet))
+
     def trouble(self, fleet: str) -> str | None:
         """Why a socket of the fleet could not be had again after a crash."""
         return self._troubles[fleet].message if fleet in self._troubles else None
 
-    def serving(self, spec: FleetSpec, pids: Iterable[int]) -> bool:
+    def serving(self, fleet: str, pids: Iterable[int]) -> bool:
         """Whether one of these processes has accepted a connection on a socket of the fleet, and not closed it."""
-        addresses = self.addresses(spec).values()
+        addresses = [held.address for held in self._held.get(fleet, {}).values()]
         return bool(addresses) and is_serving(addresses, pids)
 
     def _found_or_bound(self, fleet: str, name: str, text: str, remembered: str | None, processes: list[ProcessRef]) -> Held:

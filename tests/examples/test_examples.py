@@ -108,3 +108,24 @@ def test_the_address_of_redis_is_stored_and_shown_nowhere(place: Place) -> None:
     for path in Path(place.root).rglob("*"):
         if path.is_file() and folder not in path.parents:
             assert b"hunter2" not in path.read_bytes(), path
+
+
+def test_http_service_answers_everybody_through_a_restart_and_while_it_shrinks(place: Place) -> None:
+    folder = Path(place.root, "example")
+    shutil.copytree(ROOT / "examples/http-service", folder, ignore=shutil.ignore_patterns(".venv"))
+    (folder / ".venv").symlink_to(sys.prefix)  # stands for the one that the README makes
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    file = folder / "fleet.toml"
+    file.write_text(file.read_text().replace(":8080", f":{port}") + "\n[fleet.readiness]\nsettle_seconds = 0.2\n")
+    assert "http-service  3 of 3 ready" in place.run("up", "--file", str(file)).stdout
+    load = subprocess.Popen([sys.executable, str(folder / "load.py"), "4", str(port)], stdout=subprocess.PIPE, text=True)
+    before = place.leaders()
+    place.run("restart", "http-service")
+    assert not set(before.values()) & set(place.leaders().values())
+    place.run("scale", "5")
+    place.run("scale", "1")
+    told, _ = load.communicate(timeout=60)
+    assert load.returncode == 0, told
+    assert re.fullmatch(r"\d{3,} answers from [4-9] processes, 0 failures\n", told)

@@ -18,7 +18,7 @@ from fleetctl.host.paths import Paths
 from fleetctl.host.probes import LocalProber, check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.models import Agent, FleetSpec, Probe, ReadinessSpec
-from tests.helpers import wait_until
+from tests.helpers import wait_for, wait_until
 
 AGENT = Agent(id="demo-00001", fleet="demo", slot=3, created_at=0.0, token="token-of-the-agent")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -141,11 +141,24 @@ def test_a_command_runs_as_the_agent_does_and_is_none(prober: LocalProber, tmp_p
     assert run_command(prober, "sh", "-c", script, "sh", "{port}-{slot}", cwd=str(tmp_path)) is None
 
 
-def test_a_command_that_hangs_is_ended_with_all_it_started(prober: LocalProber, tmp_path: Path) -> None:
-    hidden = f"setsid sh -c 'echo $$ >> {tmp_path}/pids; sleep 600' & sleep 600 & echo $! $$ >> {tmp_path}/pids; wait"
-    assert run_command(prober, "sh", "-c", hidden, timeout=0.3) == "no answer in 0.3 s"
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    assert len(pids) == 3
+def test_a_command_that_hangs_has_failed_in_time(prober: LocalProber) -> None:
+    assert run_command(prober, "sleep", "600", timeout=0.1) == "no answer in 0.1 s"
+
+
+def test_a_command_that_is_given_up_is_ended_with_all_it_started(prober: LocalProber, tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    file.touch()
+    hidden = f"setsid sh -c 'echo $$ >> {file}; sleep 600' & sleep 600 & echo $! $$ >> {file}; wait"
+    spec = FleetSpec(name="demo", command=("x",), cwd="/")
+
+    async def story() -> None:
+        probe = asyncio.create_task(prober.check(Probe(exec=("sh", "-c", hidden)), AGENT, spec, timeout_seconds=60.0))
+        await wait_for(lambda: len(file.read_text().split()) == 3)
+        probe.cancel()
+        await asyncio.wait([probe])
+
+    asyncio.run(story())
+    pids = [int(pid) for pid in file.read_text().split()]
     wait_until(lambda: not any((stat := procfs.stat(pid)) and stat.alive for pid in pids))
     assert (procfs.children() or set()).isdisjoint(pids)
 
@@ -177,7 +190,8 @@ async def main():
     asyncio.get_running_loop().add_signal_handler(17, manager.reap_orphans)
     manager.reap_orphans()
     spec = FleetSpec(name="demo", command=("true",), cwd="/")
-    probe = asyncio.create_task(LocalProber(manager).check(Probe(exec=("sh", "-c", "sleep 0.3; exit 9")), AGENT, spec, timeout_seconds=9.0))
+    command = ("sh", "-c", "until test -e {state_dir}/go; do sleep 0.01; done; exit 9")
+    probe = asyncio.create_task(LocalProber(manager).check(Probe(exec=command), AGENT, spec, timeout_seconds=60.0))
     await asyncio.sleep(0)
     agent = replace(AGENT, process=manager.spawn(AGENT, spec))
     exits = []
@@ -186,6 +200,7 @@ async def main():
     manager._trees = None  # a look at every process is not needed while the probe runs
     assert manager.survivors([agent]) == {{agent.id: ()}}
     assert not probe.done()
+    open("{state_dir}/go", "w").close()
     manager.release(agent.process)
     assert await probe == "exit 9"
 

@@ -291,13 +291,13 @@ def test_who_has_accepted_a_connection_is_serving(store: ListeningSockets, state
         wait_until(lambda: store.backlogs(spec) == {"http": 1})
         child, _ = holder(store.held(spec)[0].socket)
         try:
-            assert not store.serving(spec, [child.pid])  # it waits in the queue
+            assert not store.serving(spec.name, [child.pid])  # it waits in the queue
             (held,) = store.held(spec)
             accepted, _ = held.socket.accept()
             server, _ = holder(accepted)
             accepted.close()
-            assert store.serving(spec, [server.pid])
-            assert not store.serving(spec, [child.pid])
+            assert store.serving(spec.name, [server.pid])
+            assert not store.serving(spec.name, [child.pid])
             server.kill()
             server.wait()
         finally:
