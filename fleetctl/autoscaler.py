@@ -13,7 +13,7 @@ from typing import Any
 from fleetctl.core.contract import Report
 from fleetctl.core.demand import Reading
 from fleetctl.core.memory import Memory, carried_over, started
-from fleetctl.core.observation import Look, count, host_limits, look, observe, readings, sample
+from fleetctl.core.observation import Look, Polled, count, custom_readings, host_limits, look, observe, readings, sample
 from fleetctl.core.orders import Wish
 from fleetctl.core.policy import Policy, policy_of
 from fleetctl.core.scaling import Evaluation, evaluate
@@ -41,7 +41,8 @@ class Autoscaler:
         self._clock = clock
         self._agents: dict[str, _Watched] = {}
         self._host: HostUsage | None = None
-        self._totals: Mapping[str, Reading] = {}
+        self._polled: Mapping[str, Polled] = {}
+        self._backlog: int | None = None
         self._reports: Mapping[str, Report] = {}
         self._memory: Memory | None = None
         self._policy: tuple[FleetSpec, Policy] | None = None
@@ -90,8 +91,11 @@ class Autoscaler:
         usage: Mapping[str, Usage],
         host: HostUsage | None,
         reports: Mapping[str, Report],
+        *,
+        polled: Mapping[str, Polled] | None = None,
+        backlog: int | None = None,
     ) -> None:
-        """Remember one measurement."""
+        """Remember one measurement. `polled`: what sources outside of the agents said; `backlog`: connections that no agent has taken."""
         now = self._clock.monotonic()
         first = not self._agents
         watched: dict[str, _Watched] = {}
@@ -110,6 +114,7 @@ class Autoscaler:
                 self._add(one, seen, spec, now, host)
             watched[agent.id] = one
         self._agents, self._host, self._reports = watched, host, reports
+        self._polled, self._backlog = polled or {}, backlog
         self._measured.set()
 
     def _add(self, one: _Watched, seen: Usage, spec: FleetSpec, now: float, host: HostUsage | None) -> None:
@@ -120,10 +125,6 @@ class Autoscaler:
         one.looks.append(look(seen, spec.resource_limits, at=now, seconds=now - before, host=host))
         while len(one.looks) > 1 and one.looks[0].at <= now - wanted.window_seconds:
             one.looks.popleft()
-
-    def take_total(self, metric: str, reading: Reading) -> None:
-        """Remember what a source outside of the agents said."""
-        self._totals = {**self._totals, metric: reading}
 
     async def wait_measured(self) -> None:
         """Return at the next measurement, at once where one came since the last return."""
@@ -142,8 +143,16 @@ class Autoscaler:
             self._memory = started(now, wish.replicas)
         counts = count(wish.replicas, agents, wall=wall)
         known = [(one, self._agents[one.id]) for one in counts.working if one.id in self._agents and self._agents[one.id].looks]
-        samples = [sample(seen.looks, self._reports.get(one.id), seen.ready_at) for one, seen in known]
-        found = {**readings(policy, samples, now=now), **self._totals}
+        metrics = wish.spec.autoscaling.metrics
+        gauges = {name: metric.agents for name, metric in metrics.items() if metric.agents is not None}
+        samples = [sample(seen.looks, self._reports.get(one.id), seen.ready_at, gauges) for one, seen in known]
+        found = readings(policy, samples, now=now)
+        if self._backlog is not None and wish.spec.autoscaling.target_pending is not None:
+            # What waits in the sockets waits for all of them.
+            inside = found["pending"].total if "pending" in found else 0.0
+            found["pending"] = Reading(total=inside + self._backlog, at=now)
+        working = max(0, wish.replicas - counts.blocked)
+        found |= custom_readings(metrics, self._polled, found, working, now=now, window_seconds=policy.window_seconds)
         limits = host_limits(self._host, [seen.looks[-1] for _, seen in known])
         seen = observe(wish.replicas, counts, found, now=now, wall=wall, host=limits)
         before = self._memory

@@ -26,7 +26,8 @@ from fleetctl.models import (
     SpawnResult,
     Usage,
 )
-from fleetctl.ports import Clock, LifecycleManager, Prober, StateManager
+from fleetctl.polling import Polling
+from fleetctl.ports import Clock, LifecycleManager, MetricReader, Prober, StateManager
 from fleetctl.probing import Probing
 from fleetctl.supervisor import Supervisor
 
@@ -54,6 +55,7 @@ class Fleet:
         state_manager: StateManager,
         clock: Clock,
         prober: Prober | None = None,
+        metric_reader: MetricReader | None = None,
         agents: Iterable[Agent] = (),
         on_change: Callable[[], None] = lambda: None,
         on_event: Callable[[Event], None] = lambda event: None,
@@ -81,6 +83,7 @@ class Fleet:
             self._probing = Probing(prober, clock, self.supervisor.probed)
         self._task: asyncio.Task[None] | None = None
         self.autoscaler = Autoscaler(clock)
+        self._polling = Polling(metric_reader, clock) if metric_reader is not None else None
         self._autoscaling: asyncio.Task[None] | None = None
         # A change builds on the wish it finds: one at a time, or the disk and we keep different ones.
         self._changing = asyncio.Lock()
@@ -113,6 +116,8 @@ class Fleet:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._probing is not None:
             await self._probing.close()
+        if self._polling is not None:
+            await self._polling.close()
 
     async def apply(self, spec: FleetSpec, *, pool_alone: bool = False, cause: str = "up") -> bool:
         """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed.
@@ -142,8 +147,11 @@ class Fleet:
 
     def observe(self, usage: Mapping[str, Usage], host: HostUsage | None = None) -> None:
         """Take in one measurement of the agents, by their ids; the autoscaler decides by it, where it is on."""
+        if self._polling is not None:
+            self._polling.update(self.spec)
         if self.spec.autoscaling.enabled:
-            self.autoscaler.take(self.spec, self.agents, usage, host, self.reports)
+            polled = self._polling.polled if self._polling is not None else {}
+            self.autoscaler.take(self.spec, self.agents, usage, host, self.reports, polled=polled, backlog=self.backlog())
 
     async def start_autoscaling(self, mode: AutoscalingMode = AutoscalingMode.ACT) -> None:
         """From now on let the load decide how many agents there are, or only tell what it would decide."""

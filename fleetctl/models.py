@@ -290,6 +290,54 @@ class ResourceLimitsSpec:
     ] = None
 
 
+class MetricScope(StrEnum):
+    """What a metric's value is: of the whole fleet, or of each agent."""
+
+    TOTAL = "total"
+    PER_REPLICA = "per_replica"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSpec:
+    """`[fleet.autoscaling.metrics.NAME]`: a metric of one's own; exactly one of the sources, from `command` to `formula`."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    target: Annotated[float | None, Setting(doc="What it should be per agent; without it, it only stands in formulas", gt=0, le=1e12)] = (
+        None
+    )
+    scope: Annotated[MetricScope, Setting(doc="Whether its value is the fleet's, to be shared by the agents, or each agent's")] = (
+        MetricScope.TOTAL
+    )
+    command: Annotated[tuple[str, ...], Setting(doc="Command in the fleet's cwd that prints the number")] = ()
+    file: Annotated[str | None, Setting(doc="File that holds the number; relative to the fleet's cwd")] = None
+    http: Annotated[str | None, Setting(doc="URL on loopback of a number, JSON or Prometheus text; `field` says which of its values")] = (
+        None
+    )
+    redis: Annotated[str | None, Setting(doc='What Redis is asked, like "LLEN jobs", "XLEN stream" or "GET key"')] = None
+    python: Annotated[
+        str | None, Setting(doc='Function without arguments, like "package.module:function", called in a process of its own')
+    ] = None
+    agents: Annotated[str | None, Setting(doc="Gauge that the agents report themselves, by X_FLEETCTL_METRIC=name=value")] = None
+    formula: Annotated[
+        str | None, Setting(doc="Arithmetic over other metrics, like backlog / max(1, rate); min, max, abs, ceil, floor")
+    ] = None
+    field: Annotated[str | None, Setting(doc='Of JSON, like queue.0.length; of Prometheus text, like requests{queue="a"}')] = None
+    redis_url: Annotated[str, Setting(doc='Where Redis is: redis://HOST:PORT/DB, unix:/path, or "env:NAME" or "file:PATH" of that')] = (
+        "redis://127.0.0.1:6379/0"
+    )
+    allow_hosts: Annotated[tuple[str, ...], Setting(doc="Other machines that may be asked, by address; else only this one is")] = ()
+    interval_seconds: Annotated[float, Setting(doc="Time between two reads", ge=0.2, le=3600)] = 5.0
+    timeout_seconds: Annotated[float, Setting(doc="A read that takes longer has failed", gt=0, le=60)] = 5.0
+    fallback: Annotated[float | None, Setting(doc="Its value where it cannot be read; without it the fleet does not shrink then", ge=0)] = (
+        None
+    )
+
+    @property
+    def polled(self) -> bool:
+        """Whether it is found outside of the agents and of other metrics."""
+        return bool(self.command) or any(one is not None for one in (self.file, self.http, self.redis, self.python))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoscalingSpec:
     """`[fleet.autoscaling]`: a number of agents that follows the load, between min_replicas and max_replicas."""
@@ -310,6 +358,7 @@ class AutoscalingSpec:
         float | None,
         Setting(doc="Requests waiting per agent that scaling aims at, where agents report them", gt=0, le=1e9),
     ] = None
+    metrics: Annotated[Mapping[str, MetricSpec], Setting(doc="Metrics of one's own, by name")] = field(default_factory=dict)
     metrics_interval_seconds: Annotated[float, Setting(doc="The agents are measured at least this often", ge=0.2, le=5)] = 5.0
     window_seconds: Annotated[
         float,
@@ -767,7 +816,11 @@ def to_json(value: Any) -> Any:  # Any: a dataclass in, JSON values out
     """JSON values of a dataclass from this module; several times cheaper than `dataclasses.asdict`, which copies deeply."""
     if hasattr(value, "__dataclass_fields__"):
         return {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__ if not name.startswith("__")}
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [to_json(one) for one in value]
+    if isinstance(value, dict):
+        return {name: to_json(one) for name, one in value.items()}
+    return value
 
 
 def agent_from_json(data: Mapping[str, Any]) -> Agent:

@@ -15,6 +15,7 @@ from fleetctl.models import (
     FleetSpec,
     Found,
     Identity,
+    MetricSpec,
     Probe,
     ProcessRef,
     Saved,
@@ -143,6 +144,14 @@ class CheckpointStore(Protocol):
 
     async def remove(self, checkpoint_id: str) -> None:
         """Raises UnknownCheckpoint."""
+        ...
+
+
+class MetricReader(Protocol):
+    """Reads metrics that are found outside of the agents."""
+
+    def read(self, metric: MetricSpec, spec: FleetSpec) -> float:
+        """Its value now. Blocks, for as long as its timeout says at most; called in a thread. Raises FleetctlError, which says why not."""
         ...
 
 

@@ -2,15 +2,33 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 import pytest
 
+from fleetctl.core.contract import Report
+from fleetctl.core.observation import Polled
 from fleetctl.core.orders import Wish
+from fleetctl.errors import FleetctlError
 from fleetctl.fleet import Fleet
-from fleetctl.models import AgentState, AutoscalingMode, AutoscalingSpec, FleetSpec, HostUsage, ResourceLimitsSpec, Usage, WarmPoolSpec
+from fleetctl.host.clock import SystemClock
+from fleetctl.models import (
+    AgentState,
+    AutoscalingMode,
+    AutoscalingSpec,
+    FleetSpec,
+    HostUsage,
+    MetricScope,
+    MetricSpec,
+    ResourceLimitsSpec,
+    Usage,
+    WarmPoolSpec,
+)
+from fleetctl.polling import Polling
 from fleetctl.testing import FakeClock, FakeLifecycleManager, FakeMachine, FakeStateManager, run_in_fake_time, settled
+from tests.helpers import wait_for
 
 SPEC = FleetSpec(
     name="demo",
@@ -291,5 +309,117 @@ def test_samples_of_load_and_size_are_recorded_at_each_decision() -> None:
         rows = [one for _, one in place.state.samples]
         assert 9 <= len(rows) <= 11
         assert {(one["replicas"], one["metric"], one["value"], one["target"]) for one in rows[1:]} == {(2, "cpu", 50.0, 70.0)}
+
+    place.run(story)
+
+
+class Reader:
+    """`ports.MetricReader` that says what the test says, or hangs until the end of the test."""
+
+    def __init__(self) -> None:
+        self.says: dict[str, float | str] = {}
+        self.hang = threading.Event()
+
+    def read(self, metric: MetricSpec, spec: FleetSpec) -> float:
+        said = self.says.get(metric.file or "")
+        if said is None:
+            self.hang.wait(30)
+            raise FleetctlError("it hung")
+        if isinstance(said, str):
+            raise FleetctlError(said)
+        return said
+
+
+def metrics_spec(**metrics: MetricSpec) -> FleetSpec:
+    return replace(SPEC, autoscaling=AutoscalingSpec(enabled=True, metrics=metrics))
+
+
+def test_sources_are_polled_while_the_load_decides_and_a_hanging_one_delays_no_other() -> None:
+    """In real time, because threads come back in no other."""
+    reader, clock = Reader(), SystemClock()
+    reader.says = {"a": 5.0, "b": "it is broken"}
+    metrics = {name: MetricSpec(target=1.0, file=name, interval_seconds=0.2, timeout_seconds=0.1) for name in ("a", "b", "hangs")}
+    spec = metrics_spec(**metrics)
+
+    async def story() -> None:
+        polling = Polling(reader, clock)
+        polling.update(spec)
+        await wait_for(lambda: {"a", "b"} <= polling.polled.keys())
+        assert (polling.polled["a"].value, polling.polled["b"].error) == (5.0, "it is broken")
+        first = polling.polled["a"].at
+        await wait_for(lambda: polling.polled["a"].at > first)
+        assert threading.active_count() < 10
+        polling.update(replace(spec, autoscaling=replace(spec.autoscaling, enabled=False)))
+        assert polling.polled.get("a") is None
+        await polling.close()
+        reader.hang.set()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("metric", "said", "expected", "reason"),
+    [
+        (MetricSpec(target=10.0, file="x"), 45.0, 5, "queue 22.5 per replica > target 10"),
+        (MetricSpec(target=10.0, file="x", scope=MetricScope.PER_REPLICA), 25.0, 5, "queue 25.0 per replica > target 10"),
+        (MetricSpec(target=10.0, file="x", fallback=45.0), None, 5, "queue 22.5 per replica > target 10"),
+        (MetricSpec(target=10.0, file="x"), None, 2, "CPU utilization 20.0% < target 70%; held: queue unavailable: it is broken"),
+        (MetricSpec(target=10.0, file="x"), float("nan"), 2, "held: queue unavailable: its value nan is not plausible"),
+        (MetricSpec(target=10.0, file="x"), -1.0, 2, "not plausible"),
+        (MetricSpec(target=10.0, file="x"), 1e300, 2, "not plausible"),
+        (MetricSpec(target=10.0, formula="raw * 2 + cpu * 0"), 22.5, 5, "queue 22.5 per replica > target 10"),
+        (MetricSpec(target=10.0, formula="raw / (replicas - 2)"), 1.0, 2, "queue unavailable: division by zero"),
+    ],
+)
+def test_a_metric_of_one_s_own_decides_or_holds(metric: MetricSpec, said: float | None, expected: int, reason: str) -> None:
+    place = Place(metrics_spec(queue=metric, raw=MetricSpec(file="raw")))
+
+    async def story(fleet: Fleet) -> None:
+        def measure() -> None:
+            found = {agent.id: usage(20.0) for agent in fleet.agents}
+            now = place.clock.monotonic()
+            polled = Polled(at=now, value=said) if said is not None else Polled(at=now, error="it is broken")
+            fleet.autoscaler.take(fleet.spec, fleet.agents, found, place.host, {}, polled={"queue": polled, "raw": polled})
+
+        place.measure = measure  # type: ignore[method-assign]  # what a Polling would have said stands beside it
+        await place.passes(120, until=lambda: place.size != 2)
+        assert place.size == expected
+        last = place.state.history[-1][1].reason if place.state.history else fleet.autoscaling_status()["reason"]
+        assert reason in last
+
+    place.run(story)
+
+
+def test_slots_and_gauges_that_agents_report_count() -> None:
+    place = Place(metrics_spec(depth=MetricSpec(target=4.0, agents="depth")))
+
+    async def story(fleet: Fleet) -> None:
+        def measure() -> None:
+            report = Report(active=1, slots=4, pending=0, metrics={"depth": 9.0})
+            found = {agent.id: usage(50.0) for agent in fleet.agents}
+            fleet.autoscaler.take(fleet.spec, fleet.agents, found, place.host, {agent.id: report for agent in fleet.agents})
+
+        place.measure = measure  # type: ignore[method-assign]  # what the agents would have said stands beside it
+        await place.passes(5)
+        last = fleet.autoscaling_status()["last_decision"]
+        assert {one["metric"]: (one["value"], one["wish"]) for one in last["proposals"][1:]} == {"occupancy": (25.0, 1), "depth": (9.0, 5)}
+        await place.passes(60, until=lambda: place.size > 2)
+        assert place.size > 2
+
+    place.run(story)
+
+
+def test_connections_that_wait_in_the_sockets_count_as_pending() -> None:
+    place = Place(replace(SPEC, autoscaling=AutoscalingSpec(enabled=True, target_pending=2.0)))
+
+    async def story(fleet: Fleet) -> None:
+        def measure() -> None:
+            found = {agent.id: usage(50.0) for agent in fleet.agents}
+            fleet.autoscaler.take(fleet.spec, fleet.agents, found, place.host, {}, backlog=12)
+
+        place.measure = measure  # type: ignore[method-assign]  # what the kernel would have said stands beside it
+        await place.passes(10, until=lambda: place.size > 2)
+        assert place.size == 6
+        assert place.state.history[-1][1].reason == "pending requests 6.0 per replica > target 2"
 
     place.run(story)

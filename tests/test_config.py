@@ -348,6 +348,23 @@ MISTAKES = [
         HEAD + "[fleet.autoscaling]\nwindow_seconds = 2\n",
         ["fleet.autoscaling.window_seconds = 2 is less than metrics_interval_seconds (5)"],
     ),
+    *(
+        (HEAD + f"[fleet.autoscaling.metrics.{name}]\n{text}\n", [f"fleet.autoscaling.metrics.{name}{said}"])
+        for name, text, said in [
+            ("queue", "target = 5", ": has no source; give exactly one of command, file, http, redis, python, agents, formula"),
+            ("queue", 'target = 5\nfile = "a"\nhttp = "http://127.0.0.1/"', ": has file and http; give exactly one"),
+            ("cpu", 'target = 5\nfile = "a"', ": this name stands for what fleetctl measures itself"),
+            ("Queue", 'target = 5\nfile = "a"', ": is no name for a metric"),
+            ("queue", 'target = 0\nfile = "a"', ".target = 0"),
+            ("queue", 'target = 5\nhttp = "http://192.0.2.1/x"', '.http = "http://192.0.2.1/x": asks another machine'),
+            ("queue", 'target = 5\nhttp = "https://127.0.0.1/"', '.http = "https://127.0.0.1/": must be like'),
+            ("queue", 'target = 5\nredis = "FLUSHALL now"', '.redis = "FLUSHALL now": must be LLEN'),
+            ("queue", 'target = 5\nredis = "LLEN q"\nredis_url = "q"', ".redis_url: must be redis://"),
+            ("queue", 'target = 5\npython = "os.system"', '.python = "os.system": must be like "package.module:function"'),
+            ("queue", "target = 5\nformula = \"open('x')\"", ".formula"),
+            ("queue", 'target = 5\nformula = "nothing + 1"', '.formula = "nothing + 1": no metric nothing; there are cpu'),
+        ]
+    ),
     (HEAD + "target_cpu_utilization = 95\n", ["fleet.target_cpu_utilization = 95: must be a number above 0, at most 90"]),
     (HEAD + '[fleet.autoscaling]\nmode = "maybe"\n', ['fleet.autoscaling.mode = "maybe": must be one of "act", "recommend"']),
     (

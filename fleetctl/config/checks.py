@@ -15,7 +15,8 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from fleetctl.addresses import filled, parse, parse_url, placeholders
+from fleetctl import formula
+from fleetctl.addresses import filled, is_loopback, parse, parse_url, placeholders
 from fleetctl.config.settings import ENVIRONMENT_NAME, RESERVED_PREFIX, SECRET_REFERENCE, keys_of, sections, setting, settings
 from fleetctl.config.toml_lines import KeyPath
 from fleetctl.models import RATE_PATTERN, FleetSpec
@@ -238,8 +239,74 @@ def _check_autoscaling(values: Mapping[str, Any]) -> Iterator[Problem]:
     memory = section.get("target_memory_utilization")
     if memory is not None and find(values, ("resource_limits", "memory_limit_mb")) in (NOWHERE, None):
         yield Problem(("autoscaling", "target_memory_utilization"), ": needs resource_limits.memory_limit_mb, of which it is a part")
-    if section.get("use_cpu") is False and memory is None and section.get("target_pending") is None:
+    metrics = section.get("metrics")
+    own = any(isinstance(one, dict) and one.get("target") is not None for one in (metrics if isinstance(metrics, dict) else {}).values())
+    if section.get("use_cpu") is False and memory is None and section.get("target_pending") is None and not own:
         yield Problem(("autoscaling", "use_cpu"), ": nothing else is measured; give another target, or leave it out")
+
+
+_METRIC_NAME = r"[a-z_][a-z0-9_]{0,39}"
+_MEASURED = ("cpu", "memory", "occupancy", "pending", "replicas")
+_SOURCES = ("command", "file", "http", "redis", "python", "agents", "formula")
+_REDIS_WORDS = r"(LLEN|XLEN|SCARD|ZCARD|HLEN|STRLEN|GET) [!-~]{1,200}"
+
+
+def _check_metrics(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """The user's own metrics: one source each, nobody asked but who may be, and formulas that can be computed."""
+    metrics = find(values, ("autoscaling", "metrics"))
+    if not isinstance(metrics, dict):
+        return
+    for name, metric in metrics.items():
+        where: KeyPath = ("autoscaling", "metrics", name)
+        if not re.fullmatch(_METRIC_NAME, name):
+            yield Problem(where, ": is no name for a metric; lower-case letters, digits and _ make one", show=False)
+        elif name in _MEASURED:
+            yield Problem(where, ": this name stands for what fleetctl measures itself; take another", show=False)
+        elif isinstance(metric, dict):
+            yield from _check_metric(where, metric, metrics)
+
+
+def _check_metric(where: KeyPath, metric: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[Problem]:
+    given = [source for source in _SOURCES if metric.get(source) not in (None, [], ())]
+    if len(given) != 1:
+        said = f"has {' and '.join(given)}" if given else "has no source"
+        yield Problem(where, f": {said}; give exactly one of {', '.join(_SOURCES)}", show=False)
+        return
+    (source,) = given
+    value = metric[source]
+    if not isinstance(value, str):
+        return
+    if source == "formula":
+        yield from _check_formula((*where, source), value, metrics)
+    elif source == "http":
+        yield from _check_endpoint((*where, source), value, metric.get("allow_hosts"))
+    elif source == "redis" and not re.fullmatch(_REDIS_WORDS, value):
+        yield Problem((*where, source), ": must be LLEN, XLEN, SCARD, ZCARD, HLEN, STRLEN or GET and a key")
+    elif source == "python" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value, re.ASCII):
+        yield Problem((*where, source), ': must be like "package.module:function"')
+    url = metric.get("redis_url")
+    if source == "redis" and isinstance(url, str) and not re.fullmatch(r"(redis://|unix:/|env:|file:).+", url):
+        yield Problem((*where, "redis_url"), ': must be redis://HOST:PORT/DB, unix:/path, or "env:NAME" or "file:PATH" of that', show=False)
+
+
+def _check_formula(where: KeyPath, text: str, metrics: Mapping[str, Any]) -> Iterator[Problem]:
+    try:
+        names = formula.parse(text).names
+    except ValueError as error:
+        yield Problem(where, f": {error}")
+        return
+    known = {*_MEASURED, *(name for name, one in metrics.items() if isinstance(one, dict) and one.get("formula") is None)}
+    if unknown_names := sorted(names - known):
+        yield Problem(where, f": no metric {unknown_names[0]}; there are {', '.join(sorted(known))}")
+
+
+def _check_endpoint(where: KeyPath, url: str, allowed: object) -> Iterator[Problem]:
+    try:
+        host = parse_url(url).address.host
+        if host and not is_loopback(host) and host not in (allowed if isinstance(allowed, list) else ()):
+            yield Problem(where, f': asks another machine; if that is meant, say so: allow_hosts = ["{host}"]')
+    except ValueError as error:
+        yield Problem(where, f": {error}")
 
 
 def _check_autoscaling_numbers(values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -364,7 +431,16 @@ def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 # Those of one setting say more than pydantic, so they come before it; those of several need sound values, and come after it.
-_RULES = (_check_command, _check_signal, _check_environment, _check_env_file, _check_sockets, _check_probes, _check_autoscaling)
+_RULES = (
+    _check_command,
+    _check_signal,
+    _check_environment,
+    _check_env_file,
+    _check_sockets,
+    _check_probes,
+    _check_autoscaling,
+    _check_metrics,
+)
 _RULES_OF_SEVERAL = (_check_replicas, _check_pairs, _check_autoscaling_numbers)
 
 

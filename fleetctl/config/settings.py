@@ -24,6 +24,7 @@ SECRET_REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"
 
 # What the patterns and the types of these settings mean, in words.
 _ALLOWED = {
+    "autoscaling.metrics": "tables, [fleet.autoscaling.metrics.NAME]",
     "name": "1 to 40 lower-case letters, digits and dashes, with no dash at either end",
     "command": 'a list of the program and its arguments, like ["python3", "worker.py"]',
     "stop_signal": "the name of a signal, like TERM or INT",
@@ -47,6 +48,7 @@ _EXAMPLES = {
     "port_base": 8000,
     "sockets": {"http": "127.0.0.1:8080"},
     "watchdog_seconds": 30.0,
+    "autoscaling.metrics": {"backlog": {"file": "backlog.txt", "target": 10}},
     "resource_limits.cpu_limit": 1.0,
     "resource_limits.memory_limit_mb": 512.0,
     "autoscaling.target_memory_utilization": 80.0,
@@ -189,7 +191,8 @@ def schema() -> dict[str, Any]:
         _drop_unsupported(definitions[_definition(table)], name + ".")
     _drop_unsupported(fleet, "")
     kept = {name: _definition(table) for name, table in tables.items() if definitions[_definition(table)]["properties"]}
-    definitions = {key: value for key, value in definitions.items() if "properties" not in value or key in kept.values()}
+    inner = {"MetricSpec"}  # a table of tables, of which the user gives the names
+    definitions = {key: value for key, value in definitions.items() if "properties" not in value or key in {*kept.values(), *inner}}
     references = {name: {"$ref": f"#/$defs/{definition}", "description": sections()[name]} for name, definition in kept.items()}
     fleet["properties"] |= references | _written_forms(fleet["properties"])
     argv = fleet["properties"]["command"]

@@ -76,9 +76,9 @@ def pending(target: float) -> Target:
     return Target(metric="pending", target=target, label="pending requests")
 
 
-def custom(name: str, target: float) -> Target:
+def custom(name: str, target: float, *, gauge: bool = False) -> Target:
     """A metric of the user's own, as a value per replica or as a total to be shared by the replicas: its reading says which."""
-    return Target(metric=name, target=target, label=name, checks_futility=True)
+    return Target(metric=name, target=target, label=name, checks_futility=True, gauge=gauge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ from math import ceil, isfinite
 from fleetctl.core.contract import Report
 from fleetctl.core.demand import Reading, Sample, occupancy_percent, read
 from fleetctl.core.policy import Host, Observation, Policy
-from fleetctl.models import Agent, AgentState, HostUsage, Replace, ResourceLimitsSpec, Usage
+from fleetctl.formula import parse
+from fleetctl.models import Agent, AgentState, HostUsage, MetricScope, MetricSpec, Replace, ResourceLimitsSpec, Usage
 
 MIB = 1024 * 1024
 # From here on CPU time says what an agent got, and nothing of what it wanted.
@@ -29,6 +30,15 @@ class Look:
     memory: float | None = None
     cores: float | None = None
     memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polled:
+    """What a source outside of the agents said last: a value, or why there is none."""
+
+    at: float
+    value: float | None = None
+    error: str = ""
 
 
 def look(usage: Usage, limits: ResourceLimitsSpec, *, at: float, seconds: float, host: HostUsage | None) -> Look:
@@ -58,15 +68,14 @@ def mean(looks: Sequence[Look], name: str) -> float | None:
     return sum(value * seconds for value, seconds in known) / total if total > 0 else None
 
 
-def sample(looks: Sequence[Look], report: Report | None, ready_at: float | None) -> Sample:
-    """The last values of one agent: means over the looks, and what it said of its work."""
+def sample(looks: Sequence[Look], report: Report | None, ready_at: float | None, gauges: Mapping[str, str]) -> Sample:
+    """The last values of one agent: means over the looks, and what it said of its work. `gauges`: of its own, by the metrics' names."""
     values = {name: value for name in ("cpu", "memory") if (value := mean(looks, name)) is not None}
-    return Sample(at=looks[-1].at, ready_at=ready_at, values=values | (reported(report) if report else {}))
+    return Sample(at=looks[-1].at, ready_at=ready_at, values=values | (reported(report, gauges) if report else {}))
 
 
-def reported(report: Report) -> dict[str, float]:
-    """What an agent says of its work, and gauges of its own."""
-    values = {f"agents.{name}": value for name, value in report.metrics.items()}
+def reported(report: Report, gauges: Mapping[str, str]) -> dict[str, float]:
+    values = {metric: report.metrics[gauge] for metric, gauge in gauges.items() if gauge in report.metrics}
     if report.slots and report.active is not None:
         # How long a request takes it does not say: what waits counts in full.
         values["occupancy"] = occupancy_percent(report.active, report.pending or 0, report.slots, service_seconds=float("inf"))
@@ -81,6 +90,60 @@ def readings(policy: Policy, samples: Iterable[Sample], *, now: float) -> dict[s
     found = read(policy.targets, every, now=now, window_seconds=policy.window_seconds)
     silent = {one.metric for one in policy.targets if one.optional and not found[one.metric].replicas}
     return {metric: reading for metric, reading in found.items() if metric not in silent}
+
+
+def custom_readings(
+    metrics: Mapping[str, MetricSpec],
+    polled: Mapping[str, Polled],
+    found: Mapping[str, Reading],
+    replicas: int,
+    *,
+    now: float,
+    window_seconds: float,
+) -> dict[str, Reading]:
+    """The user's own metrics that have a target: those that were read, then the formulas over them and over what was measured."""
+    values = {"replicas": float(replicas), **{name: value for name, one in found.items() if (value := _told(name, one)) is not None}}
+    every: dict[str, Reading] = {}
+    for name, metric in metrics.items():
+        if metric.polled:
+            every[name] = _polled(metric, polled.get(name), replicas, now=now, window_seconds=window_seconds)
+            if not every[name].error:
+                said = polled.get(name)
+                values[name] = metric.fallback or 0.0 if said is None or said.value is None else said.value
+    for name, metric in metrics.items():
+        if metric.formula is not None:
+            try:
+                every[name] = _scoped(metric, parse(metric.formula).value(values), replicas, at=now)
+            except ValueError as error:
+                every[name] = _failed(metric, str(error), replicas, now=now)
+    return {name: reading for name, reading in every.items() if metrics[name].target is not None}
+
+
+def _told(name: str, reading: Reading) -> float | None:
+    """A measured metric as a formula sees it: of waiting requests and gauges the sum, of percentages the mean."""
+    if reading.error or not reading.replicas:
+        return reading.total if reading.replicas is None and not reading.error else None
+    return reading.total / reading.replicas if name in ("cpu", "memory", "occupancy") else reading.total
+
+
+def _polled(metric: MetricSpec, said: Polled | None, replicas: int, *, now: float, window_seconds: float) -> Reading:
+    if said is None:
+        return _failed(metric, "it is not read yet", replicas, now=now)
+    if said.value is None:
+        return _failed(metric, said.error, replicas, now=now)
+    # What is read seldom is not stale because of that.
+    fresh = now - said.at <= max(2 * window_seconds, 2 * metric.interval_seconds + metric.timeout_seconds)
+    return _scoped(metric, said.value, replicas, at=now if fresh else said.at)
+
+
+def _failed(metric: MetricSpec, error: str, replicas: int, *, now: float) -> Reading:
+    return Reading(error=error) if metric.fallback is None else _scoped(metric, metric.fallback, replicas, at=now)
+
+
+def _scoped(metric: MetricSpec, value: float, replicas: int, *, at: float) -> Reading:
+    if metric.scope is MetricScope.TOTAL:
+        return Reading(total=value, at=at)
+    return Reading(total=value * replicas, replicas=replicas, at=at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 
-from fleetctl.core.demand import Reading, Target, cpu, memory, occupancy, pending
+from fleetctl.core.demand import Reading, Target, cpu, custom, memory, occupancy, pending
 from fleetctl.errors import ConfigError
 from fleetctl.models import RATE_PATTERN, AutoscalingMode, FallbackBehavior, FleetSpec
 
@@ -106,6 +106,9 @@ def targets_of(spec: FleetSpec) -> Iterable[Target]:
     yield occupancy(wanted.target_occupancy, optional=True)
     if wanted.target_pending is not None:
         yield pending(wanted.target_pending)
+    for name, metric in wanted.metrics.items():
+        if metric.target is not None:
+            yield custom(name, metric.target, gauge=metric.agents is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

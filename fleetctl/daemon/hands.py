@@ -7,6 +7,7 @@ from fleetctl.fleet import Fleet
 from fleetctl.host import logread
 from fleetctl.host.probes import LocalProber
 from fleetctl.host.process import LocalLifecycleManager
+from fleetctl.host.sources import LocalMetricReader
 from fleetctl.models import Agent, Event
 from fleetctl.ports import Clock, StateManager
 
@@ -27,6 +28,7 @@ def local_fleet(
         state_manager=state,
         clock=clock,
         prober=LocalProber(lifecycle),
+        metric_reader=LocalMetricReader(),
         agents=agents,
         on_change=on_change,
         on_event=on_event,
