@@ -25,6 +25,7 @@ max_replicas = 10
 [fleet.kubernetes]
 image = "example.com/web:1"
 """
+SCALE = "/apis/apps/v1/namespaces/default/deployments/web/scale"
 FORBIDDEN = (
     'deployments.apps "web" is forbidden: User "jo" cannot patch resource "deployments" in API group "apps" in the namespace "default"'
 )
@@ -130,7 +131,7 @@ def test_an_autoscaler_takes_over_the_number_without_a_dip(cluster: FakeKubernet
         engine.apply(spec, replicas_given=True, dry_run=False)
         assert cluster.find("deployments", "web")["spec"]["replicas"] == 4
         assert cluster.names("pods") == pods
-        cluster.touch("deployments", "web", {"spec": {"replicas": 7}})  # the HPA's doing
+        engine.api.patch(SCALE, {"spec": {"replicas": 7}}, api.MERGE, manager="kube-controller-manager")  # the HPA's doing
         engine.apply(spec, replicas_given=True, dry_run=False)
         assert cluster.find("deployments", "web")["spec"]["replicas"] == 7
         fleet = engine.status()["fleets"][0]
@@ -141,6 +142,30 @@ def test_an_autoscaler_takes_over_the_number_without_a_dip(cluster: FakeKubernet
         assert "delete horizontalpodautoscaler web" in change["actions"]
         assert cluster.names("horizontalpodautoscalers") == cluster.names("poddisruptionbudgets") == []
         assert cluster.find("deployments", "web")["spec"]["replicas"] == 4
+
+
+def test_the_number_is_left_to_an_autoscaler_of_somebody_else(cluster: FakeKubernetes, fleetctl: Fleetctl, up: Callable[..., Any]) -> None:
+    up()
+    target = {"scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 9}
+    cluster.add("horizontalpodautoscalers", {"metadata": {"name": "theirs"}, "spec": target})
+    with KubernetesEngine() as engine:
+        engine.api.patch(SCALE, {"spec": {"replicas": 7}}, api.MERGE, manager="kube-controller-manager")
+    result = fleetctl("up")
+    assert result.status == 1
+    assert "parts of it belong to others: spec.replicas to kube-controller-manager" in result.err
+    assert cluster.find("deployments", "web")["spec"]["replicas"] == 7
+
+
+def test_a_pod_that_was_evicted_is_a_note_and_no_agent(cluster: FakeKubernetes, fleetctl: Fleetctl, up: Callable[..., Any]) -> None:
+    up()
+    first = cluster.names("pods")[0]
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "no memory"}
+    labels = cluster.find("pods", first)["metadata"]["labels"]
+    cluster.add("pods", {"metadata": {"name": "web-6d5f8c7b9d-zzzzz", "labels": labels}, "status": evicted})
+    assert fleetctl("wait", "web").status == 0
+    (fleet,) = json.loads(fleetctl("status", "--json").out)["fleets"]
+    assert len(fleet["agents"]) == 2
+    assert fleet["notes"] == ["web-6d5f8c7b9d-zzzzz has ended: Evicted: no memory"]
 
 
 def test_scale_says_who_decides_where_an_autoscaler_does(cluster: FakeKubernetes, fleetctl: Fleetctl) -> None:
@@ -279,8 +304,6 @@ STATES: list[tuple[dict[str, Any], str, str]] = [
     ({"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}, "running", "on node-1"),
     (waiting("ImagePullBackOff", "no such image"), "failed", "ImagePullBackOff: no such image"),
     (waiting("CrashLoopBackOff", restarts=4), "backoff", "CrashLoopBackOff"),
-    ({"phase": "Failed", "reason": "Evicted", "message": "no memory"}, "failed", "Evicted: no memory"),
-    ({"phase": "Succeeded"}, "terminated", ""),
 ]
 
 

@@ -26,6 +26,7 @@ METRICS = "metrics.k8s.io/v1beta1"
 BEAT_SECONDS = 5.0  # a watched status comes at least this often
 LEAST_LOOK_SECONDS = 0.5  # between two looks at everything
 AGAIN_SECONDS = 1.0
+AUTOSCALER = "kube-controller-manager"  # by whose name the cluster's autoscalers change sizes
 OLDEST_FIRST = "controller.kubernetes.io/pod-deletion-cost"
 
 # (version, kind) of what `up` may make besides the Deployment, and makes away with once the file no longer asks for it; volumes stay.
@@ -177,14 +178,15 @@ class KubernetesEngine:
         live = [self._own(one, spec.name) for one in wanted]
         surplus = self._surplus(spec.name, wanted)
         # The server judges all of it before anything is done: permissions, admission, conflicts.
-        judged = [self._apply(one, dry_run=True) for one in wanted]
+        ours = self._taken_over(spec.name)
+        judged = [self._apply(one, ours, dry_run=True) for one in wanted]
         # A size that an autoscaler is to own is handed over, whatever the dry run makes of leaving it out.
         kept = "spec.replicas" if scaling.autoscaled(spec) else ""
         actions = [action for old, new in zip(live, judged, strict=True) for action in differences(old, new, but=kept)]
         actions += [f"delete {kind.lower()} {found['metadata']['name']}" for _, kind, found in surplus]
         changed = bool(actions)
         if changed and not dry_run:
-            self._carry_out(spec, wanted, surplus, before)
+            self._carry_out(spec, wanted, surplus, before, ours)
         return change(
             spec.name,
             created=before is None,
@@ -213,7 +215,13 @@ class KubernetesEngine:
             )
         return found
 
-    def _apply(self, one: Object, *, dry_run: bool) -> Object:
+    def _taken_over(self, fleet: str) -> tuple[str, ...]:
+        """Beginnings of the managers whose fields are ours: of `scale` and `restart`, and of an autoscaler that is ours or gone."""
+        scalers = self.api.list(self._path("autoscaling/v2", "HorizontalPodAutoscaler"))
+        targets = [one["spec"].get("scaleTargetRef", {}).get("name") for one in scalers if not names.is_ours(one, fleet)]
+        return (names.MANAGER,) if fleet in targets else (names.MANAGER, AUTOSCALER)
+
+    def _apply(self, one: Object, ours: tuple[str, ...], *, dry_run: bool) -> Object:
         kind, name = one["kind"], one["metadata"]["name"]
         path = self._path(one["apiVersion"], kind, name)
         try:
@@ -221,13 +229,17 @@ class KubernetesEngine:
         except ApiError as error:
             if not error.owners:
                 raise
-            # What `scale` and `restart` own is ours too.
-            if all(owner.startswith(names.MANAGER) for owner in error.owners.values()):
+            if all(owner.startswith(ours) for owner in error.owners.values()):
                 return self.api.patch(path, one, APPLY, manager=names.MANAGER, force=True, dry_run=dry_run)
             raise conflict(f"{kind} {name}", error.owners) from error
 
     def _carry_out(
-        self, spec: "FleetSpec", wanted: Sequence[Object], surplus: "list[tuple[str, str, Object]]", before: Object | None
+        self,
+        spec: "FleetSpec",
+        wanted: Sequence[Object],
+        surplus: list[tuple[str, str, Object]],
+        before: Object | None,
+        ours: tuple[str, ...],
     ) -> None:
         """All of it, or an error that lists what was done and how to undo it."""
         done: list[str] = []
@@ -238,7 +250,7 @@ class KubernetesEngine:
             if before is not None and scaling.autoscaled(spec) and owns_replicas(before):
                 self._hand_over(spec.name, before)
             for one in wanted:
-                self._apply(one, dry_run=False)
+                self._apply(one, ours, dry_run=False)
                 done.append(f"applied {one['kind'].lower()} {one['metadata']['name']}")
         except FleetctlError as error:
             if not done:
@@ -401,7 +413,7 @@ class KubernetesEngine:
         for name in wanted or sorted(fleets):
             if name in fleets:
                 own = [pod for pod in pods.values() if names.fleet_of(pod) == name]
-                chosen = [pod["metadata"]["name"] for pod in own if ended or not _has_ended(pod)]
+                chosen = [pod["metadata"]["name"] for pod in own if ended or not views.has_ended(pod)]
                 sources += [(name, pod) for pod in chosen]
                 left_out += len(own) - len(chosen)
             elif name in pods:
@@ -420,10 +432,6 @@ class KubernetesEngine:
 
     def last_output(self, fleet: str, agent_id: str) -> list[str]:
         return logs.last_lines(self.api, agent_id)
-
-
-def _has_ended(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _mark(event: Object) -> tuple[str, object]:

@@ -79,7 +79,7 @@ def _claim(spec: FleetSpec) -> Object:
 
 
 def _service(spec: FleetSpec) -> Object:
-    ports = [{"name": name, "port": port, "targetPort": port} for name, port in pod.ports_of(spec).items()]
+    ports = [{"name": name, "port": port, "protocol": "TCP", "targetPort": port} for name, port in pod.ports_of(spec).items()]
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -61,7 +61,7 @@ def _pod(spec: FleetSpec, pool: str) -> Json:
 
 
 def _container(spec: FleetSpec, pool: str, mounts: list[Json]) -> Json:
-    ports = [{"name": name, "containerPort": port} for name, port in ports_of(spec).items()]
+    ports = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports_of(spec).items()]
     return _without_none(
         {
             "name": names.CONTAINER,

@@ -57,7 +57,8 @@ def autoscaler_of(name: str, seen: Seen) -> Object | None:
 
 def _fleet(name: str, seen: Seen) -> FleetStatus:
     deployment, autoscaler = deployment_of(name, seen), autoscaler_of(name, seen)
-    agents = [_agent(pod, number, seen) for number, pod in enumerate(_by_age(pod for pod in seen.pods if names.fleet_of(pod) == name))]
+    pods = _by_age(pod for pod in seen.pods if names.fleet_of(pod) == name)
+    agents = [_agent(pod, number, seen) for number, pod in enumerate(pod for pod in pods if not has_ended(pod))]
     going = deployment is None or "deletionTimestamp" in deployment["metadata"]
     pool, kind = _warm_pool(name, deployment, agents, seen)
     status: FleetStatus = {
@@ -68,7 +69,7 @@ def _fleet(name: str, seen: Seen) -> FleetStatus:
         "warm_pool": pool,
         "command": _command(deployment),
         "down": going,
-        "notes": [*_complaints(deployment), *_scaling_notes(autoscaler), *([kind] if kind else [])],
+        "notes": [*_complaints(deployment), *_endings(pods), *_scaling_notes(autoscaler), *([kind] if kind else [])],
         "agents": agents,
         "updating": deployment is not None and _updating(deployment),
     }
@@ -120,6 +121,17 @@ def _complaints(deployment: Object | None) -> list[str]:
     return found + ([str(progress.get("message"))] if progress.get("status") == "False" else [])
 
 
+def has_ended(pod: Object) -> bool:
+    """Whether it is over with this pod: it was evicted, say, and another has taken its place. The cluster lists it for a while."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _endings(pods: Iterable[Object]) -> list[str]:
+    found = [(pod["metadata"]["name"], pod["status"]) for pod in pods if has_ended(pod)]
+    words = [(name, str(status.get("reason") or ""), str(status.get("message") or "")) for name, status in found]
+    return [f"{name} has ended: " + ": ".join(filter(None, [reason, message])) for name, reason, message in words if reason or message]
+
+
 def _scaling_notes(autoscaler: Object | None) -> list[str]:
     if autoscaler is None:
         return []
@@ -164,7 +176,7 @@ def _agent(pod: Object, number: int, seen: Seen) -> AgentStatus:
         "id": metadata["name"],
         "slot": number,
         "pid": None,
-        "state": "draining" if leaving else _state(status, now),
+        "state": "draining" if leaving else _state(now),
         "ready": ready and not leaving,
         "cpu_percent": None if cores is None else round(cores * 100, 1),
         "memory_bytes": memory,
@@ -184,11 +196,9 @@ def _agent(pod: Object, number: int, seen: Seen) -> AgentStatus:
     }
 
 
-def _state(status: Json, now: Json) -> str:
-    phase, reason = status.get("phase"), str((now.get("waiting") or {}).get("reason", ""))
-    if phase == "Succeeded":
-        return "terminated"
-    if phase == "Failed" or reason in _HOPELESS:
+def _state(now: Json) -> str:
+    reason = str((now.get("waiting") or {}).get("reason", ""))
+    if reason in _HOPELESS:
         return "failed"
     if reason == "CrashLoopBackOff" or "terminated" in now:
         return "backoff"
@@ -209,8 +219,7 @@ def _note(pod: Object, status: Json, now: Json) -> str:
     unplaced: Json = next(
         (one for one in status.get("conditions") or () if one.get("type") == "PodScheduled" and one.get("status") == "False"), {}
     )
-    words = [str(status.get("reason") or ""), str(status.get("message") or "")]
-    words += [str(waiting.get("reason") or ""), str(waiting.get("message") or ""), str(unplaced.get("message") or "")]
+    words = [str(waiting.get("reason") or ""), str(waiting.get("message") or ""), str(unplaced.get("message") or "")]
     told = ": ".join(dict.fromkeys(word for word in words if word and word != "ContainerCreating"))
     node = (pod.get("spec") or {}).get("nodeName")
     return told or (f"on {node}" if node else "")
