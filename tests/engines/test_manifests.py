@@ -7,7 +7,6 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -21,7 +20,7 @@ from fleetctl.engines.kubernetes import manifests, names, pod, rbac
 from fleetctl.engines.kubernetes import yaml as our_yaml
 from fleetctl.engines.kubernetes.notes import notes
 from fleetctl.errors import ConfigError
-from fleetctl.models import AutoscalingSpec, FleetSpec, RestartPolicy, RestartSpec
+from fleetctl.models import AutoscalingSpec, FleetSpec, MetricScope, MetricSpec, RestartPolicy, RestartSpec
 from tests.engines.specs import SPECS, a_spec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -180,13 +179,10 @@ def test_the_autoscaler_aims_at_the_same_load_whatever_is_requested() -> None:
         assert hpa["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"] == percent
 
 
-@pytest.mark.parametrize(("scope", "kind"), [("total", "External"), ("per_replica", "Pods")])
-def test_metrics_of_ones_own_are_asked_of_the_clusters_adapter(scope: str, kind: str) -> None:
-    metrics = {"backlog": SimpleNamespace(target=2.5, scope=scope), "rate": SimpleNamespace(target=None, scope=scope)}
-    auto = SimpleNamespace(
-        **{name: getattr(AutoscalingSpec(), name) for name in AutoscalingSpec.__dataclass_fields__} | {"metrics": metrics}
-    )
-    auto.enabled = True
+@pytest.mark.parametrize(("scope", "kind"), [(MetricScope.TOTAL, "External"), (MetricScope.PER_REPLICA, "Pods")])
+def test_metrics_of_ones_own_are_asked_of_the_clusters_adapter(scope: MetricScope, kind: str) -> None:
+    metrics = {"backlog": MetricSpec(target=2.5, scope=scope, redis="LLEN jobs"), "rate": MetricSpec(file="rate")}
+    auto = AutoscalingSpec(enabled=True, metrics=metrics)
     hpa = manifests.objects(a_spec(autoscaling=auto))[-1]
     own = hpa["spec"]["metrics"][1:]
     assert [one["type"] for one in own] == [kind]

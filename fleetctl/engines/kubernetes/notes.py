@@ -134,7 +134,7 @@ def _scaling(spec: FleetSpec) -> Said:
         for key in ("scale_up_stabilization_seconds", "scale_down_stabilization_seconds"):
             if getattr(spec, key) > 3600:
                 yield key, "an HPA looks back 3600 s at most"
-        for name in scaling.custom_metrics(spec):
+        for name in scaling.custom_targets(spec):
             yield f"autoscaling.metrics.{name}", f"its source is not asked: the cluster's metrics adapter must serve it as {name}"
         if auto.target_pending is not None:
             yield "autoscaling.target_pending", "does not map by itself: a cluster needs a metrics adapter that tells it what is pending"

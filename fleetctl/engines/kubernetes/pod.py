@@ -141,15 +141,16 @@ def cpu_request(spec: FleetSpec) -> float:
 
 def resources(spec: FleetSpec) -> Json:
     limits, memory = spec.resource_limits, spec.kubernetes.memory_request_mb or spec.resource_limits.memory_limit_mb
-    requests = {"cpu": cores(cpu_request(spec))} | ({"memory": mebibytes(memory)} if memory else {})
-    most = {"cpu": cores(limits.cpu_limit)} if limits.cpu_limit else {}
+    requests = {"cpu": thousandths(cpu_request(spec))} | ({"memory": mebibytes(memory)} if memory else {})
+    most = {"cpu": thousandths(limits.cpu_limit)} if limits.cpu_limit else {}
     most |= {"memory": mebibytes(limits.memory_limit_mb)} if limits.memory_limit_mb else {}
     return {"requests": requests} | ({"limits": most} if most else {})
 
 
-def cores(number: float) -> str:
-    thousandths = max(1, round(number * 1000))
-    return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"
+def thousandths(number: float) -> str:
+    """As a quantity of Kubernetes: 2 -> 2, 0.25 -> 250m."""
+    parts = max(1, round(number * 1000))
+    return str(parts // 1000) if parts % 1000 == 0 else f"{parts}m"
 
 
 def mebibytes(number: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from fleetctl.engines.kubernetes import names, pod
 from fleetctl.engines.kubernetes.names import Object
 from fleetctl.errors import ConfigError
-from fleetctl.models import RATE_PATTERN, AutoscalingMode, FleetSpec
+from fleetctl.models import RATE_PATTERN, AutoscalingMode, FleetSpec, MetricScope
 
 LONGEST_WINDOW_SECONDS = 3600  # of an HPA's stabilization
 LONGEST_PERIOD_SECONDS = 1800  # of its rate policies
@@ -58,18 +58,18 @@ def _metrics(spec: FleetSpec) -> list[Json]:
     limit, target = spec.resource_limits.memory_limit_mb or 0.0, spec.autoscaling.target_memory_utilization
     if target is not None and limit:
         found.append(_utilization("memory", target * limit / (spec.kubernetes.memory_request_mb or limit)))
-    return found + [_custom(name, metric) for name, metric in custom_metrics(spec).items()]
+    return found + [_custom(name, *aim) for name, aim in custom_targets(spec).items()]
 
 
-def custom_metrics(spec: FleetSpec) -> Mapping[str, Any]:  # Any: a metric of the spec
-    """Metrics of one's own that scaling aims at, by name; those without a target only stand in formulas."""
-    return {name: metric for name, metric in getattr(spec.autoscaling, "metrics", {}).items() if metric.target is not None}
+def custom_targets(spec: FleetSpec) -> Mapping[str, tuple[float, MetricScope]]:
+    """Target and scope of the metrics of one's own that scaling aims at, by name; those without a target only stand in formulas."""
+    return {name: (metric.target, metric.scope) for name, metric in spec.autoscaling.metrics.items() if metric.target is not None}
 
 
-def _custom(name: str, metric: Any) -> Json:  # Any: a metric of the spec
+def _custom(name: str, target: float, scope: MetricScope) -> Json:
     """By the name under which the cluster's metrics adapter is to serve it: one number for the fleet, or one of each pod."""
-    about = {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": pod.cores(metric.target)}}
-    if str(metric.scope) == "per_replica":
+    about = {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": pod.thousandths(target)}}
+    if scope is MetricScope.PER_REPLICA:
         return {"type": "Pods", "pods": about}
     return {"type": "External", "external": about}
 
