@@ -12,6 +12,7 @@ Rules, hands, and one loop between them:
     supervisor            THE LOOP, one per fleet: event in, ask the rules, hand the orders out, sleep until the next deadline
     autoscaler            what was measured of one fleet, and the scaling rule asked about it
     fleet                 Fleet: one fleet as a whole
+    health                how a fleet is, in the specification's words
     daemon/               one process per state directory: main (composition root), control, server, wire
     manager, embedded     FleetManager, the specification's library: one fleet inside a Python program; and what it needs of the machine
     client                the control socket for Python users

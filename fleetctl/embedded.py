@@ -224,6 +224,8 @@ class Home:
             await self.ledger.save_wish(grown, down=False)
         wish = Wish(spec=grown, pool_alone=wanted)
         if isinstance(lifecycle, LocalLifecycleManager):
+            if wanted and grown.sockets:
+                lifecycle.sockets.restore(grown, [agent.process for agent in agents if agent.process])
             return local_fleet(
                 wish,
                 lifecycle=lifecycle,
@@ -298,14 +300,12 @@ class Home:
 
     async def _end_all(self, fleet: Fleet) -> None:
         """As `down` does it; where the disk or our own loop does not let it, by force."""
-        if self.problem:
-            await self._end_by_force(fleet, self.problem)
-            return
-        try:
-            await fleet.take_down(now=False)
-        except StateDirectoryError as error:
-            log.error("%s: %s", self.name, error.message)
-            fleet.supervisor.set_wish(replace(fleet.wish, down=True))
+        if not self.problem:
+            try:
+                await fleet.take_down(now=False)
+            except StateDirectoryError as error:
+                log.error("%s: %s", self.name, error.message)
+                fleet.supervisor.set_wish(replace(fleet.wish, down=True))
         troubled_at: float | None = None
         while not fleet.supervisor.empty:
             changed, now = self.changed, self.loop.time()
@@ -318,6 +318,8 @@ class Home:
                 async with asyncio.timeout(None if troubled_at is None else troubled_at + _TROUBLE_SECONDS - now):
                     await changed.wait()
         await fleet.close()
+        if isinstance(self.lifecycle, LocalLifecycleManager):
+            self.lifecycle.sockets.close(self.name)
         with suppress(StateDirectoryError):  # nothing of the fleet is left, whatever the disk says
             await self.ledger.forget_wish(self.name)
 

@@ -6,7 +6,7 @@ It puts the specification's words on a `Fleet`; what that needs of the machine i
 import asyncio
 import os
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from fleetctl import config as settings
 from fleetctl.core.demand import Reading
 from fleetctl.core.memory import Memory
-from fleetctl.core.observation import look
 from fleetctl.core.policy import Observation, policy_of
 from fleetctl.core.scaling import evaluate
 from fleetctl.embedded import Home, Managers
 from fleetctl.errors import FleetctlError, ScaleDownFailed, ScaleUpFailed, UsageError, WarmPoolEmpty
 from fleetctl.fleet import Fleet, check_replicas
+from fleetctl.health import metrics_of, problems_of, replicas_of
 from fleetctl.host.probes import check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.models import (
@@ -34,7 +34,6 @@ from fleetctl.models import (
     ScalingDecision,
     ScalingMetrics,
     SpawnResult,
-    Usage,
     WarmInstance,
 )
 from fleetctl.ports import Clock, LifecycleManager, ResourceManager, StateManager
@@ -43,7 +42,6 @@ T = TypeVar("T")
 
 _MEASURED_SECONDS = 3.0
 _MOST_NAMED = 3
-_UNKNOWN = float("nan")
 _NOT_INITIALIZED = "the FleetManager is not initialized"
 _INITIALIZE = "`await fleet.initialize()` first, or use `async with FleetManager(...) as fleet:`"
 
@@ -297,16 +295,7 @@ class FleetManager:
         deadline = home.loop.time() + _MEASURED_SECONDS
         while home.measures and not self._measured(home, fleet) and (left := deadline - home.loop.time()) > 0:
             await home.wait_change(left)
-        replicas = _replicas(fleet)
-        used = [home.usage[agent.id] for agent in replicas if agent.id in home.usage]
-        waiting = [report.pending or 0 for agent_id, report in fleet.reports.items() if any(agent.id == agent_id for agent in replicas)]
-        return ScalingMetrics(
-            current_replicas=len(replicas),
-            desired_replicas=fleet.wish.replicas,
-            avg_cpu_utilization=_mean([_cpu(fleet.spec, one) for one in used]) if replicas else 0.0,
-            avg_memory_utilization=_mean([_memory(fleet.spec, one) for one in used]) if replicas else 0.0,
-            pending_requests=sum(waiting),
-        )
+        return metrics_of(fleet, home.usage)
 
     def _measured(self, home: Home, fleet: Fleet) -> bool:
         running = [agent.id for agent in _replicas(fleet) if agent.process and not agent.leader_exit]
@@ -418,12 +407,15 @@ class FleetManager:
         Raises ConfigError where it cannot be started here.
         """
         template = template or self._template or AgentConfig()
-        spec = self._spec_of(template, fleet.spec)
-        if self._home is not None and isinstance(self._home.lifecycle, LocalLifecycleManager):
-            await asyncio.to_thread(settings.check_runnable, spec)
-            check_probes(spec)
-            self._home.lifecycle.check(spec)
-        await fleet.apply(replace(spec, replicas=replicas), pool_alone=True, cause=cause)
+        spec = replace(self._spec_of(template, fleet.spec), replicas=replicas)
+        lifecycle = self._home.lifecycle if self._home is not None else None
+        with ExitStack() as stack:
+            if isinstance(lifecycle, LocalLifecycleManager):
+                await asyncio.to_thread(settings.check_runnable, spec)
+                check_probes(spec)
+                lifecycle.check(spec)
+                stack.enter_context(lifecycle.sockets.changing(spec, [agent.process for agent in fleet.agents if agent.process]))
+            await fleet.apply(spec, pool_alone=True, cause=cause)
         self._template = template
 
     async def _undisturbed(self, change: Coroutine[Any, Any, T]) -> T:  # Any: what a coroutine yields is the loop's affair
@@ -438,8 +430,7 @@ _FAILED_HINT = "they are tried again and again; `scale_down` gives up on them"
 
 
 def _replicas(fleet: Fleet | None) -> list[Agent]:
-    """Those that are to stay; neither the warm pool nor those on their way out."""
-    return [agent for agent in fleet.agents if not agent.leaving and not agent.pooled] if fleet is not None else []
+    return replicas_of(fleet) if fleet is not None else []
 
 
 class _Told:
@@ -490,20 +481,6 @@ def _check_size(spec: FleetSpec, replicas: int) -> None:
         raise UsageError(error.message, hint=f"the bound is {bound} of the FleetManager's config; 0 is always possible") from None
 
 
-def _cpu(spec: FleetSpec, usage: Usage) -> float | None:
-    return look(usage, spec.resource_limits, at=0.0, seconds=1.0, host=None).cpu
-
-
-def _memory(spec: FleetSpec, usage: Usage) -> float | None:
-    of_limit = look(usage, spec.resource_limits, at=0.0, seconds=1.0, host=None).memory
-    return 100.0 * usage.memory_bytes / (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if of_limit is None else of_limit
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else _UNKNOWN
-
-
 def _errors(home: Home | None) -> Iterable[Event]:
     return home.errors if home is not None else ()
 
@@ -517,11 +494,4 @@ def _problems(home: Home | None, fleet: Fleet | None) -> Iterator[str]:
         return
     if home.problem is not None:
         yield home.problem
-    if fleet.supervisor.trouble is not None:
-        yield fleet.supervisor.trouble
-    troubled = [agent for agent in fleet.agents if agent.state in (AgentState.FAILED, AgentState.BACKOFF) and not agent.leaving]
-    for agent in troubled[:_MOST_NAMED]:
-        yield f"{agent.id}: {agent.note or agent.state}"
-    wanted = min(fleet.spec.min_replicas, fleet.wish.replicas)
-    if fleet.ready_replicas < wanted:
-        yield f"{fleet.ready_replicas} replicas are ready, fewer than the {wanted} there have to be"
+    yield from problems_of(fleet)

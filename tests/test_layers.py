@@ -33,8 +33,10 @@ MAY_IMPORT = {
     "daemon.rounds": NOUNS | {"host", "fleet"},  # the daemon's, and those of a program that embeds a fleet
     "daemon.hearing": NOUNS | {"core", "host", "fleet"},  # the same
     "daemon.hands": NOUNS | {"core", "host", "fleet"},  # the same
-    "embedded": NOUNS | {"core", "host", "fleet", "daemon.rounds", "daemon.hearing", "daemon.hands"},  # and here, in a program without a daemon
-    "manager": NOUNS | {"core", "config", "host", "fleet", "embedded"},
+    # And here, in a program without a daemon.
+    "embedded": NOUNS | {"core", "host", "fleet", "daemon.rounds", "daemon.hearing", "daemon.hands"},
+    "health": NOUNS | {"core", "fleet"},
+    "manager": NOUNS | {"core", "config", "host", "fleet", "health", "embedded"},
     "daemon.wire": NOUNS,  # both sides of the socket: cheap to import
     "client": NOUNS | {"host.paths", "daemon.wire"},
     "engines": NOUNS | {"", "host", "daemon.wire", "client"},

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,40 @@ time.sleep(600)
         assert (await fleet.get_fleet_metrics()).pending_requests == 6
 
     run(story, config={**QUICK, "readiness": {"notify": True}})
+
+
+def test_a_socket_of_the_fleet_is_held_by_the_program_and_let_go_of_with_it() -> None:
+    serves = """
+import os, socket
+listener = socket.socket(fileno=3)
+while True:
+    with listener.accept()[0] as caller:
+        caller.sendall(os.environ["FLEETCTL_AGENT_ID"].encode())
+"""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def answer() -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        said = (await reader.read()).decode()
+        writer.close()
+        return said
+
+    async def story(fleet: FleetManager) -> None:
+        old = {result.agent_id for result in await fleet.scale_up(1, AgentConfig(command=[sys.executable, "-c", serves]))}
+        assert await answer() in old
+        new = {result.agent_id for result in await fleet.scale_up(2)}
+        assert {await answer() for _ in range(3)} <= old | new
+        await fleet.scale_down(0)
+        waiting = asyncio.create_task(answer())  # nobody is there, and the connection is not refused
+        while (await fleet.get_fleet_metrics()).pending_requests != 1:
+            await asyncio.sleep(0.005)
+        (last,) = await fleet.scale_up(1)
+        assert await waiting == last.agent_id
+
+    run(story, config={**QUICK, "sockets": {"http": f"127.0.0.1:{port}"}})
+    with socket.create_server(("127.0.0.1", port)):
+        pass
 
 
 def test_a_program_that_is_not_there_is_told_before_anything_is_started(place: Place) -> None:
