@@ -92,6 +92,8 @@ def up(
             raise
         if words and not json:
             _show(outcome)
+            if place.engine == "kubernetes":
+                say("with `--engine kubernetes` each, unless FLEETCTL_ENGINE or fleet.toml says it")
         if in_file and outcome.changes:
             _tell_others(engine, in_file)
         outcome.finish()
@@ -159,6 +161,10 @@ def _check_runnable(loaded: "Sequence[Loaded]", hint: str) -> None:
         try:
             if one.spec.engine == "local":
                 config.check_runnable(one.spec)
+            else:
+                from fleetctl.engines.kubernetes.manifests import objects
+
+                objects(one.spec)
         except ConfigError as error:
             problems.append(error)
     if len(problems) > 1:

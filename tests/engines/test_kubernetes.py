@@ -622,6 +622,26 @@ def test_a_spec_without_an_image_is_refused_before_anything_is_asked(cluster: Fa
     assert not any(asked.startswith("PATCH") for asked in cluster.asked)
 
 
+def test_of_several_fleets_none_is_made_where_one_cannot_be(cluster: FakeKubernetes, fleetctl: Fleetctl) -> None:
+    one = '[[fleet]]\nname = "NAME"\nengine = "kubernetes"\ncommand = ["serve"]\n'
+    written(one.replace("NAME", "api") + 'kubernetes = { image = "example.com/api:1" }\n' + one.replace("NAME", "web"))
+    result = fleetctl("up")
+    assert result.status == 6
+    assert "fleet web: kubernetes.image is missing" in result.err
+    assert cluster.objects == {}
+
+
+def test_fleets_of_different_places_are_not_mixed(cluster: FakeKubernetes, fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLEETCTL_ENGINE")
+    one = '[[fleet]]\nname = "NAME"\ncommand = ["true"]\n'
+    there = 'engine = "kubernetes"\nkubernetes = { image = "example.com/api:1" }\n'
+    written(one.replace("NAME", "api") + there + one.replace("NAME", "web"))
+    result = fleetctl("up")
+    assert result.status == 2
+    assert "api, web run in different places" in result.err
+    assert cluster.objects == {}
+
+
 def test_the_file_of_the_folder_chooses_engine_and_namespace(
     cluster: FakeKubernetes, fleetctl: Fleetctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
