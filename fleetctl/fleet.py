@@ -17,17 +17,19 @@ from fleetctl.models import (
     Agent,
     AgentState,
     AutoscalingMode,
+    Checkpoint,
     Event,
     FleetSpec,
     Found,
     HostUsage,
     Replace,
+    Saved,
     ScalingDecision,
     SpawnResult,
     Usage,
 )
 from fleetctl.polling import Polling
-from fleetctl.ports import Clock, LifecycleManager, MetricReader, Prober, StateManager
+from fleetctl.ports import CheckpointStore, Clock, LifecycleManager, MetricReader, Prober, StateManager
 from fleetctl.probing import Probing
 from fleetctl.supervisor import Supervisor
 
@@ -40,6 +42,8 @@ _REASONS = {
     "down": "the fleet is taken down",
     "manual": "asked for by scale",
     "acquire": "one more was acquired",
+    "drain": "one was drained",
+    "restore": "one was restored from a checkpoint",
     "autoscaling": "autoscaling begins at min_replicas",
 }
 
@@ -56,6 +60,7 @@ class Fleet:
         clock: Clock,
         prober: Prober | None = None,
         metric_reader: MetricReader | None = None,
+        checkpoint_store: CheckpointStore | None = None,
         agents: Iterable[Agent] = (),
         on_change: Callable[[], None] = lambda: None,
         on_event: Callable[[Event], None] = lambda event: None,
@@ -65,7 +70,7 @@ class Fleet:
         self._on_event, self._on_change = on_event, on_change
         self._changed = asyncio.Event()
         self.warm_misses = 0
-        self._grown: list[ScalingDecision] = []  # by acquisitions, and not on disk yet
+        self._grown: list[ScalingDecision] = []  # by one more or one less, and not on disk yet
         self._saver: asyncio.Task[None] | None = None
         self._reports: dict[str, Report] = {}
         self._probing: Probing | None = None
@@ -74,6 +79,7 @@ class Fleet:
             lifecycle=lifecycle_manager,
             state=state_manager,
             clock=clock,
+            checkpoints=checkpoint_store,
             agents=agents,
             on_change=self._announce,
             on_event=on_event,
@@ -227,15 +233,59 @@ class Fleet:
                 agent = await self.supervisor.acquire(claim, cold=not require_warm)
             finally:
                 if self.wish.replicas > before:
-                    self._save_grown_wish(before)
+                    self._save_changed_wish(before, "acquire")
         if agent is None or not agent.from_warm_pool:
             self.warm_misses += 1
         if agent is None:
             raise WarmPoolEmpty(self._why_no_instance())
         if not agent.from_warm_pool:
             agent = await self._wait_ready(agent.id, timeout_seconds)
-        pid = agent.process.pid if agent.process else None
-        return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=agent.from_warm_pool, pid=pid)
+        return _spawned(agent)
+
+    async def restore(self, checkpoint: Checkpoint, *, timeout_seconds: float) -> SpawnResult:
+        """One more agent, which goes on from this checkpoint; the wish grows by it. Raises as `acquire` does."""
+        async with self._changing:
+            before = self.wish.replicas
+            check_replicas(self.spec, before + 1)
+            try:
+                agent = await self.supervisor.restore(checkpoint)
+            finally:
+                if self.wish.replicas > before:
+                    self._save_changed_wish(before, "restore")
+        assert agent is not None, "a new one can always be had"
+        return _spawned(await self._wait_ready(agent.id, timeout_seconds))
+
+    async def drain(self, agent_id: str, *, now: bool) -> Agent:
+        """Have this very agent leave for good, with a checkpoint of what it keeps; the wish shrinks by it.
+
+        Returns once that is on disk. `now`: without a checkpoint, and without time to finish. Raises NotFound, UsageError where the
+        fleet would be smaller than it may be, StateDirectoryError on a full disk.
+        """
+        async with self._changing:
+            before, known = self.wish.replicas, self.find(agent_id)
+            if not known.leaving and not self.wish.down:
+                check_replicas(self.spec, max(0, before - 1))
+            agent = await self.supervisor.drain(agent_id, now=now)
+            if self.wish.replicas < before:
+                self._save_changed_wish(before, "drain")
+            await self.supervisor.wait_saved()
+        return agent
+
+    async def checkpoint(self, agent_id: str, reason: str) -> Saved:
+        """Save what an agent keeps while it goes on. Raises NotFound, StateDirectoryError on a full disk, FleetctlError."""
+        try:
+            return await self.supervisor.checkpoint(self.find(agent_id), reason)
+        except OSError as error:  # no descriptor is left, say
+            raise FleetctlError(f"no checkpoint of {agent_id} could be taken: {error}") from error
+
+    def find(self, agent_id: str) -> Agent:
+        """The replica. Raises NotFound; UsageError for an instance of the warm pool, which is nobody yet."""
+        for agent in self.agents:
+            if agent.id == agent_id and agent.pooled:
+                raise UsageError(f"{agent_id} waits in the warm pool", hint="`fleetctl warm resize` changes how many do")
+            if agent.id == agent_id:
+                return agent
+        raise NotFound(f"fleet {self.spec.name} has no agent {agent_id}")
 
     def _why_no_instance(self) -> str:
         name = self.spec.name
@@ -248,9 +298,9 @@ class Fleet:
         """Decisions that are in force and not in the history yet, but in a moment."""
         return tuple(self._grown)
 
-    def _save_grown_wish(self, before: int) -> None:
-        """Behind the caller's back: that the agent counts is on disk already, with the agent."""
-        self._grown.append(self._decision(before, self.wish.replicas, "acquire"))
+    def _save_changed_wish(self, before: int, cause: str) -> None:
+        """Behind the caller's back: that the agent counts, or does not any more, is on disk already, with the agent."""
+        self._grown.append(self._decision(before, self.wish.replicas, cause))
         if self._saver is None or self._saver.done():
             self._saver = asyncio.create_task(self._store_grown())
 
@@ -288,6 +338,8 @@ class Fleet:
         """Take in what an agent said of itself; the picture of its work is kept, in memory, for as long as its process lives."""
         process = self.supervisor.process_of(agent_id)
         if process is None:
+            if message.resume is not None:  # the last thing it said: where to go on from
+                self.supervisor.notified(agent_id, message)
             return
         before = self._reports.get(agent_id)
         if before is None or before.process != process:
@@ -358,7 +410,7 @@ class Fleet:
             # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
             self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
             self._update_probing()
-            if self._grown or any(agent.wish_owed for agent in self.agents):
+            if self._grown or any(agent.wish_owed or agent.wish_shrunk is not None for agent in self.agents):
                 # What was acquired before counts no longer beyond this wish, not even after a kill.
                 self.supervisor.wish_saved(sys.maxsize)
                 await self.supervisor.wait_saved()
@@ -416,6 +468,11 @@ def recovered(
         if ids:
             log.info("%s: %s: %s", spec.name, word, ", ".join(ids))
     return recovery.agents
+
+
+def _spawned(agent: Agent) -> SpawnResult:
+    pid = agent.process.pid if agent.process else None
+    return SpawnResult(agent_id=agent.id, state=agent.state, from_warm_pool=agent.from_warm_pool, pid=pid)
 
 
 def check_replicas(spec: FleetSpec, replicas: int) -> None:

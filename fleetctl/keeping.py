@@ -7,7 +7,7 @@ Knows no states of agents. What comes of its work is told from the event loop; w
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -75,6 +75,9 @@ class Keeping:
         self._retries[agent_id] = self._clock.monotonic() + RETRY_SECONDS
         return None
 
+    def is_busy(self, agent_id: str) -> bool:
+        return agent_id in self._tasks
+
     def is_news(self, agent_id: str) -> bool:
         """Whether its problem is another than when this was asked last."""
         news = agent_id in self._news
@@ -100,9 +103,9 @@ class Keeping:
         self._turns.pop(agent_id, None)
         self._spontaneous.pop(agent_id, None)
 
-    def deadlines(self) -> Iterable[float]:
-        """When something is to be tried again, in seconds of the boot's clock."""
-        return self._retries.values()
+    def retry_at(self, agent_id: str) -> float | None:
+        """When to try again, in seconds of the boot's clock; None where nothing failed, or work is under way."""
+        return None if agent_id in self._tasks else self._retries.get(agent_id)
 
     def close(self) -> None:
         for task in self._tasks.values():
@@ -123,10 +126,10 @@ class Keeping:
             return await store.save(agent, spec.checkpoints, checkpoint_id=checkpoint_id, reason=reason, commanded=commanded)
 
     async def retire(self, agent: Agent, spec: FleetSpec, reason: str) -> Saved:
-        """Save what it kept to the end, and take that away once it is saved; of one of the warm pool only that."""
-        store = self._there()
+        """Save what it kept to the end, and take that away once it is saved; only that of one that never did any work."""
+        store, never_started = self._there(), not agent.token
         async with self._turn(agent.id):
-            if agent.pooled:
+            if agent.pooled or never_started:
                 await store.clear(agent)
                 return Saved(checkpoint=None)
             saved = await store.save(agent, spec.checkpoints, checkpoint_id=agent.checkpoint, reason=reason)

@@ -161,7 +161,8 @@ class Supervisor:
     @property
     def unsaved(self) -> Mapping[str, str]:
         """Why agents wait for their checkpoint before they stop, or leave, by id."""
-        return {agent_id: problem for agent_id, problem in self._keeping.problems.items() if agent_id in self._agents}
+        problems = self._keeping.problems
+        return {agent.id: problems[agent.id] for agent in self._waiting_for_their_keep() if agent.id in problems}
 
     def wish_saved(self, replicas: int) -> None:
         """A wish for so many is on disk."""
@@ -226,7 +227,7 @@ class Supervisor:
             next_deadline(self.wish, self._agents.values()),
             *self._watchdogs.values(),
             *self._not_yet.values(),
-            *self._keeping.deadlines(),
+            *self._keep_deadlines(),
         ]
         deadline = min((at for at in deadlines if at is not None), default=None)
         if pause is None and deadline is None:
@@ -279,12 +280,18 @@ class Supervisor:
             and (agent.id not in self._not_yet or agent.leader_exit is not None)
         ]
 
-    def _owed_their_keep(self) -> list[Agent]:
-        """Whose state is to be saved, taken away or given now."""
+    def _waiting_for_their_keep(self) -> list[Agent]:
+        """Whose state has to be saved, taken away or given before they go on."""
         waiting = [*self._parting, *self._filling]
         waiting += [agent.id for agent in self._agents.values() if agent.saving is not Saving.NO and agent.state is AgentState.DRAINING]
-        found = (self._agents[agent_id] for agent_id in dict.fromkeys(waiting) if agent_id not in self._suspending)
-        return [agent for agent in found if self._keeping.due(agent.id)]
+        return [self._agents[agent_id] for agent_id in dict.fromkeys(waiting)]
+
+    def _owed_their_keep(self) -> list[Agent]:
+        return [agent for agent in self._waiting_for_their_keep() if self._keeping.due(agent.id) and agent.id not in self._suspending]
+
+    def _keep_deadlines(self) -> list[float]:
+        retries = (self._keeping.retry_at(agent.id) for agent in self._waiting_for_their_keep())
+        return [at for at in retries if at is not None]
 
     def _owed_a_resume(self) -> list[Agent]:
         return [
@@ -904,20 +911,23 @@ class Supervisor:
 
     def _saved_before_stop(self, before: Agent, saved: Saved | None) -> None:
         agent = self._agents.get(before.id)
+        if saved is not None:
+            self._tell_saved(before, saved)
+        if agent is None or agent.process != before.process or agent.saving is Saving.NO:
+            self._keeping.calm(before.id)
+            return  # it ended meanwhile, or had no more time
         if saved is None:
             self._told_of_trouble(before, "it is not stopped without one")
             return
-        self._tell_saved(before, saved)
-        if agent is None or agent.process != before.process or agent.saving is Saving.NO:
-            return  # it ended meanwhile, or had no more time
         now = self._clock.monotonic()
         timeout, checkpoint = self.wish.spec.graceful_drain.timeout_seconds, agent.checkpoint if saved.checkpoint else ""
         self._put(replace(agent, saving=Saving.NO, checkpoint=checkpoint, drain_deadline=now + timeout, draining_since=now))
 
     def _part(self, agent: Agent) -> None:
         """It is gone for good: what it kept is saved for the last time and taken away, then it is forgotten."""
-        wanted = self.wish.spec.graceful_drain.checkpoint_before_drain or bool(agent.checkpoint) or agent.pooled
-        if not wanted or not (agent.checkpoint or self._keeping.keeps_something(agent)):
+        wanted = self.wish.spec.graceful_drain.checkpoint_before_drain or bool(agent.checkpoint) or agent.pooled or not agent.token
+        there = agent.checkpoint or self._keeping.is_busy(agent.id) or self._keeping.keeps_something(agent)
+        if not (wanted and there):
             self._forget(agent)
             return
         self._parting.add(agent.id)
