@@ -135,7 +135,7 @@ def _load(
     else:
         loaded = [config.load_demo(overrides)]
         say("no fleet.toml here: running the bundled demo agent")
-    _check_runnable(loaded, hint)
+    _check_runnable(loaded, hint, of_file=bool(in_file))
     return loaded, in_file
 
 
@@ -153,7 +153,7 @@ def _of_file(path: "Path", command: Sequence[str], overrides: Mapping[str, objec
         raise
 
 
-def _check_runnable(loaded: "Sequence[Loaded]", hint: str) -> None:
+def _check_runnable(loaded: "Sequence[Loaded]", hint: str, *, of_file: bool) -> None:
     from fleetctl import config
 
     problems = []
@@ -161,7 +161,7 @@ def _check_runnable(loaded: "Sequence[Loaded]", hint: str) -> None:
         try:
             if one.spec.engine == "local":
                 config.check_runnable(one.spec)
-            else:
+            elif of_file:  # else it is refused altogether, with a better word
                 from fleetctl.engines.kubernetes.manifests import objects
 
                 objects(one.spec)
