@@ -15,16 +15,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fleetctl.core.orders import Wish
 from fleetctl.core.recover import with_acquired
-from fleetctl.daemon.hands import local_fleet
+from fleetctl.daemon.hands import expire_checkpoints, local_fleet
 from fleetctl.daemon.hearing import Hearing
 from fleetctl.daemon.rounds import Rounds
 from fleetctl.errors import FleetctlError, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, recovered
 from fleetctl.host import procfs
+from fleetctl.host.checkpoint_store import LocalCheckpointStore
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.commands import end_leftovers
 from fleetctl.host.metrics import LocalResourceManager
@@ -118,6 +120,7 @@ class Home:
         self.measures = False
         self.loop = asyncio.get_running_loop()
         self._managers = managers
+        self._checkpoints: LocalCheckpointStore | None = None
         self._changed = asyncio.Event()
         self._stack = AsyncExitStack()
         self._paths: Paths | None = None
@@ -165,13 +168,19 @@ class Home:
         if lifecycle is None:
             return
         hearing = self._hear(lifecycle) if isinstance(lifecycle, LocalLifecycleManager) else None
+        if isinstance(lifecycle, LocalLifecycleManager):
+            self._checkpoints = store = LocalCheckpointStore(lifecycle)
+            store.tidy()
+            self._stack.callback(store.close)
         self.fleets[self.name] = fleet = await self._adopt(lifecycle, spec, records, wanted=stored is not None)
         self._stack.push_async_callback(fleet.close)
         if hearing is not None:
             hearing.listen()
         fleet.start().add_done_callback(self._fleet_ended)
         self.measures = self._managers.resources is not None
-        more = (hearing.keep_open,) if hearing is not None else ()
+        more = [hearing.keep_open] if hearing is not None else []
+        if self._checkpoints is not None:
+            more.append(partial(expire_checkpoints, self._checkpoints, self.fleets))
         rounds = Rounds(self, self._managers.resources, paths=self._paths, lock=lock, more=more)
         if self._paths is not None:
             # Waited for: what its thread does must not meet a directory that is being removed.
@@ -223,13 +232,14 @@ class Home:
         if wanted:  # its settings may be others than the stored ones
             await self.ledger.save_wish(grown, down=False)
         wish = Wish(spec=grown, pool_alone=wanted)
-        if isinstance(lifecycle, LocalLifecycleManager):
+        if isinstance(lifecycle, LocalLifecycleManager) and self._checkpoints is not None:
             if wanted and grown.sockets:
                 lifecycle.sockets.restore(grown, [agent.process for agent in agents if agent.process])
             return local_fleet(
                 wish,
                 lifecycle=lifecycle,
                 state=self.ledger,
+                checkpoints=self._checkpoints,
                 clock=self.clock,
                 agents=agents,
                 on_change=self.announce,
@@ -309,7 +319,7 @@ class Home:
         troubled_at: float | None = None
         while not fleet.supervisor.empty:
             changed, now = self.changed, self.loop.time()
-            stuck = self.problem or fleet.supervisor.trouble
+            stuck = self.problem or fleet.supervisor.trouble or next(iter(fleet.supervisor.unsaved.values()), None)
             troubled_at = None if not stuck else now if troubled_at is None else troubled_at
             if self.problem or (troubled_at is not None and now >= troubled_at + _TROUBLE_SECONDS):
                 await self._end_by_force(fleet, str(stuck))

@@ -16,12 +16,13 @@ from fleetctl import config
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import with_acquired
 from fleetctl.daemon import metrics
-from fleetctl.daemon.hands import local_fleet
+from fleetctl.daemon.hands import expire_checkpoints, local_fleet
 from fleetctl.daemon.hearing import Hearing
 from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339, sockets_view
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import procfs
+from fleetctl.host.checkpoint_store import LocalCheckpointStore
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.commands import end_leftovers
 from fleetctl.host.paths import Paths
@@ -43,6 +44,7 @@ class Control:
         self.paths, self.state, self.lifecycle = paths, state, lifecycle
         self.fleets: dict[str, Fleet] = {}
         self.hearing = Hearing(lifecycle, self.fleets)
+        self.checkpoints = LocalCheckpointStore(lifecycle)
         self.usage: Mapping[str, Usage] = {}
         self.notes: list[str] = []
         self._tally = metrics.Tally()
@@ -62,6 +64,7 @@ class Control:
     async def restore(self, records: Sequence[Agent]) -> None:
         """Bring back the fleets that are wished for, with every agent that still runs."""
         end_leftovers(self.paths.root)
+        self.checkpoints.tidy()
         found = self.lifecycle.find()
         for stored in read_wishes(self.paths):
             if stored["spec"].get("name") != stored["name"]:  # a copy somebody made: two of a name would fight over the agents
@@ -99,6 +102,7 @@ class Control:
             wish,
             lifecycle=self.lifecycle,
             state=self.state,
+            checkpoints=self.checkpoints,
             clock=self._clock,
             agents=agents,
             on_change=self._announce,
@@ -152,11 +156,16 @@ class Control:
         while not all(fleet.supervisor.stopped for fleet in self.fleets.values()):
             await self.wait_change(1.0)
 
+    async def expire_checkpoints(self) -> None:
+        """For ever."""
+        await expire_checkpoints(self.checkpoints, self.fleets)
+
     async def close(self) -> None:
         for queue in self._followers:
             queue.put_nowait(None)
         for fleet in self.fleets.values():
             await fleet.close()
+        self.checkpoints.close()
 
     @property
     def shutting_down(self) -> bool:

@@ -1,15 +1,23 @@
 """A fleet in this machine's hands: the same for the daemon's and for the one of a program that embeds it."""
 
-from collections.abc import Callable, Iterable
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
 
 from fleetctl.core.orders import Wish
+from fleetctl.errors import StateDirectoryError
 from fleetctl.fleet import Fleet
 from fleetctl.host import logread
+from fleetctl.host.checkpoint_store import LocalCheckpointStore
 from fleetctl.host.probes import LocalProber
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.sources import LocalMetricReader
 from fleetctl.models import Agent, Event
 from fleetctl.ports import Clock, StateManager
+
+log = logging.getLogger(__name__)
+
+_EXPIRE_SECONDS = 600.0
 
 
 def local_fleet(
@@ -17,6 +25,7 @@ def local_fleet(
     *,
     lifecycle: LocalLifecycleManager,
     state: StateManager,
+    checkpoints: LocalCheckpointStore,
     clock: Clock,
     agents: Iterable[Agent],
     on_change: Callable[[], None],
@@ -28,9 +37,20 @@ def local_fleet(
         state_manager=state,
         clock=clock,
         prober=LocalProber(lifecycle),
+        checkpoint_store=checkpoints,
         metric_reader=LocalMetricReader(),
         agents=agents,
         on_change=on_change,
         on_event=on_event,
         last_output=lambda agent: logread.last_lines(lifecycle.paths, agent.fleet, agent.id),
     )
+
+
+async def expire_checkpoints(store: LocalCheckpointStore, fleets: Mapping[str, Fleet]) -> None:
+    """Remove checkpoints that need not be kept any longer, now and then; for ever."""
+    while True:
+        try:
+            await store.expire({name: fleet.spec.checkpoints for name, fleet in fleets.items()})
+        except StateDirectoryError as error:
+            log.warning("old checkpoints cannot be removed: %s", error.message)
+        await asyncio.sleep(_EXPIRE_SECONDS)

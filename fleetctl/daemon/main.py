@@ -90,7 +90,13 @@ async def _main(
     server = ControlServer(control, paths.socket)
     await server.start()
     port = MetricsPort(control.metrics, metrics_port) if metrics_port is not None else None
-    rounds = Rounds(control, LocalResourceManager(), paths=paths, lock=lock, more=(control.remove_downed, control.hearing.keep_open))
+    rounds = Rounds(
+        control,
+        LocalResourceManager(),
+        paths=paths,
+        lock=lock,
+        more=(control.remove_downed, control.hearing.keep_open, control.expire_checkpoints),
+    )
     making_rounds = asyncio.create_task(rounds.run())
     try:
         stop = asyncio.Event()
