@@ -174,9 +174,11 @@ def _wait_until_gone(engine: "Engine", outcome: Outcome, before: "Status", timeo
         outcome.failures.append((", ".join(names), error))
         return ""
     gone = {name: fleet for name in names if (fleet := find(before, name))}
-    return "".join(
-        f"{name} is down, {count(sum(1 for agent in fleet['agents'] if agent['uptime_seconds'] is not None), 'agent')} ended\n" for name, fleet in gone.items()
-    )
+    # Those that ran: an agent of a cluster has no pid, one that is yet to be started has neither.
+    ran = {
+        name: sum(1 for agent in fleet["agents"] if agent["pid"] or agent["uptime_seconds"] is not None) for name, fleet in gone.items()
+    }
+    return "".join(f"{name} is down, {count(number, 'agent')} ended\n" for name, number in ran.items())
 
 
 def _end_orphans(engine: LocalEngine, outcome: Outcome, *, now: bool) -> str:

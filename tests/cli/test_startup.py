@@ -59,9 +59,8 @@ def test_common_commands_load_nothing_heavy(arguments: list[str], daemon: FakeDa
 def test_a_fleet_in_a_cluster_loads_no_more_than_it_needs(daemon: FakeDaemon) -> None:
     """What the local engine needs stays out, and what no engine needs to look."""
     arguments = ["status", "--json", "--engine", "kubernetes"]
-    done = subprocess.run(
-        [sys.executable, "-c", REPORT, *arguments], capture_output=True, text=True, env=environment() | {"KUBECONFIG": "/nowhere"}, timeout=30
-    )
+    around = environment() | {"KUBECONFIG": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", REPORT, *arguments], capture_output=True, text=True, env=around, timeout=30)
     status, loaded = json.loads(done.stderr.splitlines()[-1])
     assert status == 6, done.stderr
     assert {"asyncio", "pydantic", "psutil", "rich", "sqlite3", "fleetctl.fleet", "fleetctl.client", "fleetctl.config"}.isdisjoint(loaded)
