@@ -39,7 +39,7 @@ def problems_of(fleet: Fleet) -> Iterator[str]:
     for agent in troubled[:_MOST_NAMED]:
         yield f"{agent.id}: {agent.note or agent.state}"
     if len(troubled) > _MOST_NAMED:
-        yield f"{len(troubled) - _MOST_NAMED} more agents have failed"
+        yield f"{len(troubled) - _MOST_NAMED} more agents do not run"
     wanted = min(fleet.spec.min_replicas, fleet.wish.replicas)
     if fleet.ready_replicas < wanted:
         yield f"{fleet.ready_replicas} of the {wanted} replicas that there have to be are ready"

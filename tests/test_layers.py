@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "autoscaler": NOUNS | {"core"},
     "polling": NOUNS | {"core"},
     "fleet": NOUNS | {"core", "supervisor", "probing", "autoscaler", "polling", "config"},
-    "daemon": NOUNS | {"", "core", "host", "config", "fleet", "daemon.wire"},  # only here do rules meet real hands
+    "daemon": NOUNS | {"", "core", "host", "config", "fleet", "health", "daemon.wire"},  # only here do rules meet real hands
     "daemon.rounds": NOUNS | {"host", "fleet"},  # the daemon's, and those of a program that embeds a fleet
     "daemon.hearing": NOUNS | {"core", "host", "fleet"},  # the same
     "daemon.hands": NOUNS | {"core", "host", "fleet"},  # the same

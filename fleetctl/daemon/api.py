@@ -623,10 +623,11 @@ def schema_of(hint: Any, found: dict[str, Schema]) -> Schema:
     raise TypeError(f"no schema for {hint!r}")
 
 
-def _described(kind: type, found: dict[str, Schema]) -> Schema:
+def _described(kind: Any, found: dict[str, Schema]) -> Schema:  # Any: a TypedDict class, of which typing has no type
     properties = {name: schema_of(hint, found) for name, hint in get_type_hints(kind).items()}
     # additional properties are allowed: fields are only ever added, and a caller must bear that
-    described = {"type": "object", "properties": properties, "required": list(properties)}
+    always = [name for name in properties if name in kind.__required_keys__]
+    described = {"type": "object", "properties": properties, "required": always}
     return {"description": kind.__doc__, **described} if kind.__doc__ else described
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from math import isnan
 from typing import Any
 
 from fleetctl.core.contract import Report
 from fleetctl.fleet import Fleet
+from fleetctl.health import metrics_of, problems_of
 from fleetctl.host import metrics
 from fleetctl.host.paths import Paths
 from fleetctl.host.sockets import ListeningSockets
@@ -28,6 +30,7 @@ def fleet_view(
         "command": list(fleet.spec.command),
         "down": fleet.wish.down,
         "notes": [fleet.supervisor.trouble] if fleet.supervisor.trouble else [],
+        **health_view(fleet, usage),
         "agents": [
             agent_view(
                 agent, usage.get(agent.id), now=now, wall=wall, report=reports.get(agent.id), dropped=sum(dropped(agent.id).values())
@@ -35,6 +38,25 @@ def fleet_view(
             for agent in fleet.agents
         ],
     }
+
+
+def health_view(fleet: Fleet, usage: Mapping[str, Usage]) -> Json:
+    """Whether the fleet is as it should be, and its size and load; the library tells the same."""
+    seen, problems = metrics_of(fleet, usage), list(problems_of(fleet))
+    return {
+        "healthy": not problems,
+        "problems": problems,
+        "metrics": {
+            "current_replicas": seen.current_replicas,
+            "avg_cpu_utilization": _known(seen.avg_cpu_utilization),
+            "avg_memory_utilization": _known(seen.avg_memory_utilization),
+            "pending_requests": seen.pending_requests,
+        },
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else round(value, 3)
 
 
 def sockets_view(fleet: Fleet, sockets: ListeningSockets, notes: list[str]) -> Json:

@@ -103,8 +103,20 @@ class ListeningSocket(TypedDict):
     backlog: int | None
 
 
+class FleetMetrics(TypedDict):
+    """Size and load of a fleet. Utilizations in percent of `resource_limits`, without them of one core and of the machine's memory."""
+
+    current_replicas: int
+    avg_cpu_utilization: float | None
+    avg_memory_utilization: float | None
+    pending_requests: int
+
+
 class FleetStatus(TypedDict):
-    """One fleet and its agents. `down`: it is being taken down; `updating`: agents of an older spec are still to be replaced."""
+    """One fleet and its agents. `down`: it is being taken down; `updating`: agents of an older spec are still to be replaced.
+
+    `problems`: what is not as it should be; `healthy`: nothing.
+    """
 
     name: str
     desired_replicas: int
@@ -117,6 +129,9 @@ class FleetStatus(TypedDict):
     agents: list[AgentStatus]
     updating: NotRequired[bool]
     sockets: NotRequired[list[ListeningSocket]]
+    healthy: NotRequired[bool]
+    problems: NotRequired[list[str]]
+    metrics: NotRequired[FleetMetrics]
 
 
 class DaemonStatus(TypedDict):

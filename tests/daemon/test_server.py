@@ -89,8 +89,10 @@ def conforms(value: Any, schema: Mapping[str, Any], components: Mapping[str, Any
         return None
     assert isinstance(value, types[schema["type"]]), f"{where}: {value!r} is not {schema['type']}"
     if "properties" in schema:
-        assert set(value) == set(schema["properties"]) == set(schema["required"]), where
+        assert set(schema["required"]) <= set(value) <= set(schema["properties"]), where
         for name, rule in schema["properties"].items():
+            if name not in value:
+                continue
             conforms(value[name], rule, components, f"{where}.{name}")
     for item in value if schema["type"] == "array" else []:
         conforms(item, schema["items"], components, f"{where}[]")
