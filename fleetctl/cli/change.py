@@ -175,9 +175,7 @@ def _wait_until_gone(engine: "Engine", outcome: Outcome, before: "Status", timeo
         return ""
     gone = {name: fleet for name in names if (fleet := find(before, name))}
     # Those that ran: an agent of a cluster has no pid, one that is yet to be started has neither.
-    ran = {
-        name: sum(1 for agent in fleet["agents"] if agent["pid"] or agent["uptime_seconds"] is not None) for name, fleet in gone.items()
-    }
+    ran = {name: sum(1 for agent in fleet["agents"] if agent["pid"] or agent["uptime_seconds"] is not None) for name, fleet in gone.items()}
     return "".join(f"{name} is down, {count(number, 'agent')} ended\n" for name, number in ran.items())
 
 
