@@ -15,6 +15,7 @@ Rules, hands, and one loop between them:
     health                how a fleet is, in the specification's words
     daemon/               one process per state directory: main (composition root), control, server, wire
     manager, embedded     FleetManager, the specification's library: one fleet inside a Python program; and what it needs of the machine
+    sinks/                events to other places: file, webhook, Redis
     client                the control socket for Python users
     engines/              where a fleet runs, behind one interface
     agent                 what a Python agent imports to say how it is; nothing else of fleetctl comes with it

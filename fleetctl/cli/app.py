@@ -34,6 +34,7 @@ FAMILIES = {
     "wait": ("wait",),
     "top": ("top",),
     "metrics": ("metrics",),
+    "sinks": ("sinks",),
     "simulate": ("simulate",),
     "daemon": ("daemon",),
     "config": ("config",),

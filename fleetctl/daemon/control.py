@@ -30,6 +30,7 @@ from fleetctl.host.probes import check_probes
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import LocalStateManager, read_wishes
 from fleetctl.models import Agent, AgentState, AutoscalingMode, Event, FleetSpec, Found, ProcessRef, Usage, to_json
+from fleetctl.sinks.joined import Sinks
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Control:
         self.usage: Mapping[str, Usage] = {}
         self.notes: list[str] = []
         self._tally = metrics.Tally()
+        self.sinks = Sinks(paths, state.events_after)
         self._mode = mode
         self._clock = SystemClock()
         self._started = self._clock.monotonic()
@@ -141,9 +143,15 @@ class Control:
                     await fleet.close()
                     self._announce()
 
+    def open_sinks(self) -> None:
+        """Begin to send events to where sinks.toml says."""
+        if trouble := self.sinks.start():
+            self._note(trouble)
+
     def summary(self) -> str:
         """How things are, on one line."""
-        ready, wished = (sum(sizes) for sizes in zip((0, 0), *((one.ready_replicas, one.wish.replicas) for one in self.fleets.values())))
+        fleets = self.fleets.values()
+        ready, wished = sum(one.ready_replicas for one in fleets), sum(one.wish.replicas for one in fleets)
         return f"{counted(len(self.fleets), 'fleet')}, {ready} of {counted(wished, 'agent')} ready"
 
     async def wait_shutdown(self) -> str:
@@ -165,6 +173,7 @@ class Control:
             queue.put_nowait(None)
         for fleet in self.fleets.values():
             await fleet.close()
+        await self.sinks.close()
         self.checkpoints.close()
 
     @property
@@ -193,6 +202,7 @@ class Control:
 
     def _tell(self, event: Event) -> None:
         self._tally.count(event)
+        self.sinks.notify()
         log.info("%s: %s", event.kind, event.message)
         told = dated(to_json(event))
         for queue in list(self._followers):
@@ -281,6 +291,7 @@ class Control:
             lag=lag,
             write_failures=self.state.failures,
             followers=len(self._followers),
+            sinks={pump.settings.name: pump.progress for pump in self.sinks.pumps},
         )
 
     # -- changes

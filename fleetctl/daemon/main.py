@@ -85,6 +85,7 @@ async def _main(
     control = Control(paths, state, LocalLifecycleManager(paths, umask=umask, owns_all_children=True), mode=mode)
     _raise_file_limit()  # after the lifecycle manager has seen the limit that agents are to get
     control.hearing.open()  # before the first agent that may say something, however fast it is
+    control.open_sinks()  # before anything happens
     await control.restore(records)
     control.hearing.listen()
     server = ControlServer(control, paths.socket)

@@ -15,6 +15,7 @@ from fleetctl import __version__
 from fleetctl.daemon.exposition import Family, Histogram, Labels, counter, gauge, render
 from fleetctl.fleet import Fleet
 from fleetctl.models import AgentState, Event, Usage
+from fleetctl.sinks.progress import Progress
 
 # The pool answers in a few milliseconds, a cold start in seconds.
 ACQUIRE_BOUNDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -67,7 +68,15 @@ async def loop_lag_seconds() -> float:
 
 
 def tell(
-    fleets: Mapping[str, Fleet], usage: Mapping[str, Usage], tally: Tally, *, uptime: float, lag: float, write_failures: int, followers: int
+    fleets: Mapping[str, Fleet],
+    usage: Mapping[str, Usage],
+    tally: Tally,
+    *,
+    uptime: float,
+    lag: float,
+    write_failures: int,
+    followers: int,
+    sinks: Mapping[str, Progress] | None = None,
 ) -> str:
     """Everything, as text."""
     known = sorted(fleets.values(), key=lambda fleet: fleet.spec.name)
@@ -81,6 +90,7 @@ def tell(
             *_counted(known, tally),
             *_warm_pool(known, tally),
             *_scaling(known, tally),
+            *_sinks(sinks or {}),
         ]
     )
 
@@ -92,6 +102,17 @@ def _daemon(fleets: int, uptime: float, lag: float, write_failures: int, followe
     yield counter("fleetctl_daemon_write_failures_total", "Changes that could not be written to the state directory.", ({}, write_failures))
     yield gauge("fleetctl_daemon_event_followers", "Callers that follow the events.", ({}, followers))
     yield gauge("fleetctl_fleets", "Fleets that are looked after.", ({}, fleets))
+
+
+def _sinks(sinks: Mapping[str, Progress]) -> Iterator[Family]:
+    waiting = (({"sink": name}, one.waiting) for name, one in sinks.items())
+    yield gauge("fleetctl_sink_waiting_events", "Events that are still to be sent.", *waiting)
+    delivered = (({"sink": name}, one.delivered) for name, one in sinks.items())
+    yield counter("fleetctl_sink_delivered_total", "Events that the sink took, since it was first set up.", *delivered)
+    failures = (({"sink": name}, one.failures) for name, one in sinks.items())
+    yield counter("fleetctl_sink_failures_total", "Tries that failed, since the sink was first set up.", *failures)
+    troubled = (({"sink": name}, bool(one.trouble)) for name, one in sinks.items())
+    yield gauge("fleetctl_sink_trouble", "1 while the sink takes nothing.", *troubled)
 
 
 def _process() -> Iterator[Family]:

@@ -228,6 +228,17 @@ class LocalStateManager:
         """The last `limit` rows of "events", "history" or "samples", oldest first."""
         return await self._run(lambda: _last(self._connected(), table, fleet, limit))
 
+    async def events_after(self, number: int, limit: int) -> tuple[int, list[tuple[int, dict[str, Any]]]]:
+        """The number of the last event there is, 0 where there is none, and those behind `number`, each with its own."""
+
+        def read() -> tuple[int, list[tuple[int, dict[str, Any]]]]:
+            db = self._connected()
+            last = db.execute("SELECT max(id) FROM events").fetchone()[0] or 0
+            rows = db.execute("SELECT id, data FROM events WHERE id > ? ORDER BY id LIMIT ?", (number, limit)).fetchall()
+            return last, [(row[0], json.loads(row[1])) for row in rows]
+
+        return await self._run(read)
+
     async def close(self) -> None:
         if self._db is not None:
             await self._run(self._db.close)

@@ -43,7 +43,7 @@ COMMANDS = dict(all_commands())
 
 def test_all_commands_of_this_issue_are_there() -> None:
     words = "up down scale status ps logs restart warm acquire autoscale explain inspect history events wait simulate"
-    words += " daemon config doctor completion export import metrics top report"
+    words += " daemon config doctor completion export import metrics top report sinks"
     nested = [
         "warm status",
         "warm fill",
@@ -57,6 +57,8 @@ def test_all_commands_of_this_issue_are_there() -> None:
         "daemon stop",
         "daemon status",
         "daemon install",
+        "sinks check",
+        "sinks test",
         "config init",
         "config check",
         "config show",
