@@ -22,6 +22,7 @@ from fleetctl.daemon.wire import (
     Events,
     FleetDetail,
     History,
+    Samples,
     Shutdown,
     Status,
     Stream,
@@ -130,6 +131,10 @@ class Client:
     def history(self, fleet: str | None = None, limit: int = 20) -> History:
         """The last `limit` scaling decisions, oldest first."""
         return cast(History, self._connection.request("GET", with_query("/v1/history", fleet=fleet, limit=limit)))
+
+    def samples(self, fleet: str | None = None, limit: int = 500) -> Samples:
+        """The last `limit` samples of load and size of autoscaled fleets, oldest first."""
+        return cast(Samples, self._connection.request("GET", with_query("/v1/samples", fleet=fleet, limit=limit)))
 
     def events(self, fleet: str | None = None, limit: int = 100) -> Events:
         """The last `limit` events, oldest first."""

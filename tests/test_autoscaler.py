@@ -390,6 +390,25 @@ def test_a_metric_of_one_s_own_decides_or_holds(metric: MetricSpec, said: float 
     place.run(story)
 
 
+def test_a_queue_that_grows_faster_than_the_fleet_goes_on_asking_for_more() -> None:
+    """It is no metric that growth does not help, as a leak of memory is: there are just too few agents yet."""
+    place = Place(metrics_spec(queue=MetricSpec(target=5.0, file="x")))
+
+    async def story(fleet: Fleet) -> None:
+        began = place.clock.monotonic()
+
+        def measure() -> None:
+            now = place.clock.monotonic()
+            polled = {"queue": Polled(at=now, value=20 + 4 * (now - began))}
+            fleet.autoscaler.take(fleet.spec, fleet.agents, {agent.id: usage(5.0) for agent in fleet.agents}, place.host, {}, polled=polled)
+
+        place.measure = measure  # type: ignore[method-assign]  # what a Polling would have said stands beside it
+        await place.passes(300, until=lambda: place.size == 10)
+        assert place.size == 10
+
+    place.run(story)
+
+
 def test_slots_and_gauges_that_agents_report_count() -> None:
     place = Place(metrics_spec(depth=MetricSpec(target=4.0, agents="depth")))
 

@@ -99,7 +99,7 @@ def _autoscaling_because(found: Object) -> Iterable[str]:
     for proposal in last["proposals"]:
         if proposal["error"] == "no values" and proposal["optional"]:
             continue  # nobody has to report it, and nobody does
-        wish = "no vote" if proposal["wish"] is None else f"{proposal['wish']} agents"
+        wish = "no vote" if proposal["wish"] is None else count(proposal["wish"], "agent")
         winner = ", which wins" if proposal["metric"] == last["winner"] and len(last["proposals"]) > 1 else ""
         gaps = f"; {count(proposal['gaps'], 'agent')} not measured" if proposal["gaps"] else ""
         yield f"{proposal['reason']} -> {wish}{winner}{gaps}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from fleetctl.cli.options import Fleets, Json, Place, StateDir, check_fleets, on_any_engine
-from fleetctl.cli.terminal import emit_json, emit_lines, say_offline, width
+from fleetctl.cli.terminal import emit, emit_json, emit_lines, say_offline, width
 from fleetctl.engines.local import LocalEngine, local
 from fleetctl.errors import DaemonUnreachable, NotFound, UsageError
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fleetctl.engines.protocol import Engine
+
+PLOT_SAMPLES, MOST_SAMPLES = 500, 10_000
+PLOT_COLUMNS = 100
 
 T = TypeVar("T", bound=Mapping[str, object])
 FleetOption = Annotated[list[str] | None, typer.Option("--fleet", metavar="FLEET", help="The same", show_default=False)]
@@ -58,7 +61,9 @@ def inspect(
 def history(
     names: Fleets = None,
     fleet: FleetOption = None,
-    number: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The last N decisions")] = 20,
+    number: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The last N decisions; with --plot, moments")] = 20,
+    plot: Annotated[bool, typer.Option("--plot", help="Load, agents and decisions over time, of autoscaled fleets")] = False,
+    svg: Annotated[str | None, typer.Option("--svg", metavar="FILE", help="The same of one fleet as a picture", show_default=False)] = None,
     json: Json = False,
     *,
     place: Place,
@@ -69,11 +74,16 @@ def history(
     Examples:
       fleetctl history
       fleetctl history web -n 5 --json
+      fleetctl history web --plot
+      fleetctl history web --svg web.svg
     """
     from fleetctl.cli.render import history_lines
 
     fleets, limit = [*(names or []), *(fleet or [])], _limit(number)
     with place.open() as engine:
+        if plot or svg is not None:
+            _plot(local(engine), fleets, PLOT_SAMPLES if limit == 20 else limit, svg)
+            return
         try:
             entries, silent = _of_fleets(fleets, limit, lambda fleet: engine.history(fleet, limit))
         except DaemonUnreachable as error:
@@ -123,6 +133,37 @@ def events(
         return
     for event in found:
         _show(event, json=False)
+
+
+def _plot(engine: LocalEngine, fleets: Sequence[str], limit: int, picture: str | None) -> None:
+    """Charts of these fleets, or of all that have samples; or one fleet's picture into a file."""
+    from fleetctl.cli import plot
+    from fleetctl.cli.change import only_fleet
+
+    try:
+        there = engine.client.daemon()["fleets"]
+    except DaemonUnreachable:
+        there = [one["name"] for one in engine.offline_status()["fleets"]]
+    check_fleets(fleets, there)
+    chosen = list(fleets) or there
+    if picture is not None:
+        chosen = [only_fleet(chosen, f"fleetctl history %s --svg {picture}")]
+    found = {name: samples for name in chosen if len(samples := engine.samples(name, min(limit, MOST_SAMPLES))) > 1}
+    if not found:
+        raise NotFound("nothing was recorded yet", hint="`fleetctl autoscale on` lets the load decide, and records it")
+    for number, (name, samples) in enumerate(found.items()):
+        try:
+            decisions = engine.history(name, MOST_SAMPLES)
+        except DaemonUnreachable:
+            decisions = engine.offline_history(name, MOST_SAMPLES)
+        if picture is not None:
+            try:
+                with open(picture, "w", encoding="utf-8") as file:
+                    file.write(plot.svg(name, samples, decisions))
+            except OSError as error:
+                raise UsageError(f"cannot write {picture}: {error.strerror}") from error
+            return
+        emit("\n" * (number > 0) + "\n".join(plot.chart_lines(name, samples, decisions, width() or PLOT_COLUMNS)) + "\n")
 
 
 def _of_fleets(names: Sequence[str], limit: int, read: "Callable[[str | None], list[T]]") -> "tuple[list[T], list[str]]":

@@ -76,9 +76,12 @@ def pending(target: float) -> Target:
     return Target(metric="pending", target=target, label="pending requests")
 
 
-def custom(name: str, target: float, *, gauge: bool = False) -> Target:
-    """A metric of the user's own, as a value per replica or as a total to be shared by the replicas: its reading says which."""
-    return Target(metric=name, target=target, label=name, checks_futility=True, gauge=gauge)
+def custom(name: str, target: float, *, gauge: bool = False, total: bool = False) -> Target:
+    """A metric of the user's own, as a value per replica or as a total to be shared by the replicas: its reading says which.
+
+    A total, such as the length of a queue, need not prove that growth lowers it: more comes in than goes out until there are enough.
+    """
+    return Target(metric=name, target=target, label=name, checks_futility=not total, gauge=gauge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

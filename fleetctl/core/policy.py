@@ -7,7 +7,7 @@ from math import ceil, floor
 
 from fleetctl.core.demand import Reading, Target, cpu, custom, memory, occupancy, pending
 from fleetctl.errors import ConfigError
-from fleetctl.models import RATE_PATTERN, AutoscalingMode, FallbackBehavior, FleetSpec
+from fleetctl.models import RATE_PATTERN, AutoscalingMode, FallbackBehavior, FleetSpec, MetricScope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,8 @@ def targets_of(spec: FleetSpec) -> Iterable[Target]:
         yield pending(wanted.target_pending)
     for name, metric in wanted.metrics.items():
         if metric.target is not None:
-            yield custom(name, metric.target, gauge=metric.agents is not None)
+            total = metric.scope is MetricScope.TOTAL and metric.agents is None
+            yield custom(name, metric.target, gauge=metric.agents is not None, total=total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

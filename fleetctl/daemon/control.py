@@ -277,6 +277,9 @@ class Control:
         entries = await self.state.last("history", fleet, limit)
         return {"schema": "fleetctl/history/v1", "entries": [dated({"details": {}, **entry}) for entry in entries]}
 
+    async def samples(self, fleet: str | None, limit: int) -> Json:
+        return {"schema": "fleetctl/samples/v1", "samples": [dated(one) for one in await self.state.last("samples", fleet, limit)]}
+
     async def events(self, fleet: str | None, limit: int) -> Json:
         events = await self.state.last("events", fleet, limit)
         return {"schema": "fleetctl/events/v1", "events": [dated(event) for event in events]}

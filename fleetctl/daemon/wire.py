@@ -237,6 +237,29 @@ class History(TypedDict):
     entries: list[HistoryEntry]
 
 
+class Sample(TypedDict):
+    """Load and size of an autoscaled fleet at one moment. `metric`: the one that decided; `value`: of it per agent, null where unknown."""
+
+    at: str
+    fleet: str
+    replicas: int
+    target_replicas: int
+    ready: int
+    min_replicas: int
+    max_replicas: int
+    metric: str | None
+    value: float | None
+    load: float | None
+    target: float | None
+
+
+class Samples(TypedDict):
+    """Samples of load and size, oldest first."""
+
+    schema: Literal["fleetctl/samples/v1"]
+    samples: list[Sample]
+
+
 class EventInfo(TypedDict):
     """Something that happened. `at`: RFC 3339 UTC."""
 

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fleetctl.client import Client
-    from fleetctl.daemon.wire import AgentStatus, Autoscaling, Change, EventInfo, ExitInfo, FleetStatus, HistoryEntry, Status, WarmPool
+    from fleetctl.daemon.wire import (
+        AgentStatus,
+        Autoscaling,
+        Change,
+        EventInfo,
+        ExitInfo,
+        FleetStatus,
+        HistoryEntry,
+        Sample,
+        Status,
+        WarmPool,
+    )
     from fleetctl.engines.protocol import Process
     from fleetctl.host.logread import Follower
     from fleetctl.models import Agent, Exit, FleetSpec
@@ -229,6 +240,15 @@ class LocalEngine:
         from fleetctl.host import state
 
         return [cast("HistoryEntry", _dated({"details": {}, **row})) for row in state.read_log(self.paths, "history", fleet, limit)]
+
+    def samples(self, fleet: str, limit: int) -> "list[Sample]":
+        """The last samples of load and size of an autoscaled fleet, oldest first, with and without a daemon."""
+        from fleetctl.host import state
+
+        try:
+            return self.client.samples(fleet, limit)["samples"]
+        except DaemonUnreachable:
+            return [cast("Sample", _dated(row)) for row in state.read_log(self.paths, "samples", fleet, limit)]
 
     def offline_events(self, fleet: str | None, limit: int) -> "list[EventInfo]":
         """The last events from the database, oldest first, while no daemon runs."""

@@ -53,6 +53,12 @@ def an_autoscaler(**changes: Any) -> Json:
     return {"enabled": False, "mode": None, "min_replicas": 1, "max_replicas": 100, **counts, **changes}
 
 
+def a_sample(number: int, replicas: int, fleet: str = "web", **changes: Any) -> Json:
+    sizes = {"replicas": replicas, "target_replicas": replicas, "ready": replicas, "min_replicas": 1, "max_replicas": 9}
+    seen = {"metric": "cpu", "value": 10.0 * number, "load": 10.0 * number * replicas, "target": 70.0}
+    return {"at": f"2026-01-31T12:00:{number:02}.000Z", "fleet": fleet, **sizes, **seen, **changes}
+
+
 def a_warm_one(number: int, fleet: str = "web", **changes: Any) -> Json:
     return an_agent(number, fleet, **{"state": "suspended", "ready": False, "pooled": True, **changes})
 
@@ -84,6 +90,7 @@ class FakeDaemon:
         self.fleets: dict[str, Json] = {}
         self.asked: list[tuple[str, str, Json]] = []
         self.events: list[Json] = []
+        self.samples: list[Json] = []
         self.entries: list[Json] | None = None  # None: one
         self.last_decision: Json | None = None  # of the autoscaler
         self.obedient = True
@@ -109,6 +116,8 @@ class FakeDaemon:
                 entry = {"at": "2026-01-31T12:00:00.5Z", "fleet": "web", "action": "scale_up", "current_replicas": 2}
                 more = {"target_replicas": 5, "reason": "asked for by scale", "cause": "manual"}
                 return {"schema": "fleetctl/history/v1", "entries": [{**entry, **more}] if self.entries is None else self.entries}
+            case "GET", ["samples"]:
+                return {"schema": "fleetctl/samples/v1", "samples": [one for one in self.samples if one["fleet"] == query["fleet"]]}
             case "GET", ["events"]:
                 chosen = [event for event in self.events if query.get("fleet") in (None, event["fleet"])]
                 return {"schema": "fleetctl/events/v1", "events": chosen[-int(query["limit"]) :]}

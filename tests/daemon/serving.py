@@ -231,6 +231,12 @@ class FakeControl:
         }
         return {"schema": "fleetctl/history/v1", "entries": [entry]}
 
+    async def samples(self, fleet: str | None, limit: int) -> Json:
+        self._check("samples", fleet, limit, fleet=fleet)
+        sizes = {"replicas": 2, "target_replicas": 3, "ready": 2, "min_replicas": 1, "max_replicas": 9}
+        seen = {"metric": "cpu", "value": 85.0, "load": 170.0, "target": 70.0}
+        return {"schema": "fleetctl/samples/v1", "samples": [{"at": AT, "fleet": "demo", **sizes, **seen}]}
+
     async def events(self, fleet: str | None, limit: int) -> Json:
         self._check("events", fleet, limit, fleet=fleet)
         self.during_read()

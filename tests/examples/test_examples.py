@@ -129,3 +129,40 @@ def test_http_service_answers_everybody_through_a_restart_and_while_it_shrinks(p
     told, _ = load.communicate(timeout=60)
     assert load.returncode == 0, told
     assert re.fullmatch(r"\d{3,} answers from [4-9] processes, 0 failures\n", told)
+
+
+def test_autoscaled_fleets_grow_under_load_and_shrink_when_it_is_gone(place: Place) -> None:
+    folder = Path(place.root, "example")
+    shutil.copytree(ROOT / "examples/autoscale", folder)
+    text = (folder / "fleet.toml").read_text()
+    for setting, value in {
+        "scale_up_stabilization_seconds": 0.5,
+        "scale_down_stabilization_seconds": 2,
+        "autoscaling_interval_seconds": 0.5,
+        "metrics_interval_seconds": 0.25,
+        "window_seconds": 1,
+        "interval_seconds": 0.25,
+    }.items():
+        text = re.sub(rf"^{setting} = [0-9.]+", f"{setting} = {value}", text, flags=re.MULTILINE)
+    (folder / "fleet.toml").write_text(text)
+    place.run("up", "--file", str(folder / "fleet.toml"))
+    sizes = {fleet["name"]: fleet["desired_replicas"] for fleet in place.client.status()["fleets"]}
+    assert sizes == {"burn": 1, "calls": 1}
+    load = [
+        subprocess.Popen([sys.executable, str(folder / "load.py"), str(folder / name), rate, "4"], stdout=subprocess.DEVNULL)
+        for name, rate in (("burn-jobs", "24"), ("calls-jobs", "20"))
+    ]
+    try:
+        eventually(lambda: _size(place, "burn") > 1 and _size(place, "calls") > 2, "both have grown", seconds=30)
+    finally:
+        for process in load:
+            process.wait()
+    eventually(lambda: _size(place, "burn") == _size(place, "calls") == 1, "both are small again", seconds=60)
+    reasons = {entry["fleet"]: entry["reason"] for entry in place.client.history(limit=100)["entries"] if entry["action"] == "scale_up"}
+    assert "CPU utilization" in reasons["burn"]
+    assert "waiting" in reasons["calls"]
+    assert "autoscaling is on, between 1 and 8 agents" in place.run("explain", "calls").stdout
+
+
+def _size(place: Place, fleet: str) -> int:
+    return int(place.client.status(fleet)["fleets"][0]["desired_replicas"])
