@@ -7,12 +7,13 @@ validation and the README table are read from these definitions. Standard librar
 import hashlib
 import json
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
-from typing import Annotated, Any, ClassVar
+from functools import cache, lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 # How fast a fleet may grow or shrink: "4 per 15 s", "100% per 15 s".
@@ -812,15 +813,57 @@ class AgentConfig:
     cwd: str | None = None
 
 
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@cache
+def _fields_of(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]] | None:
+    """The names of a dataclass's fields, and what reads them all at once; None for any other class."""
+    fields = getattr(kind, "__dataclass_fields__", {})
+    names = tuple(name for name in fields if not name.startswith("__"))
+    if not names:
+        return None
+    return names, attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),)
+
+
 def to_json(value: Any) -> Any:  # Any: a dataclass in, JSON values out
-    """JSON values of a dataclass from this module; several times cheaper than `dataclasses.asdict`, which copies deeply."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__ if not name.startswith("__")}
+    """JSON values of a dataclass from this module; many times cheaper than `dataclasses.asdict`, which copies deeply."""
+    kind: Any = type(value)
+    if (known := _fields_of(kind)) is not None:
+        names, read = known
+        # Most fields are plain, and an agent has forty.
+        return {name: one if type(one) in _PLAIN else to_json(one) for name, one in zip(names, read(value), strict=True)}
     if isinstance(value, tuple):
         return [to_json(one) for one in value]
     if isinstance(value, dict):
         return {name: to_json(one) for name, one in value.items()}
     return value
+
+
+if TYPE_CHECKING:
+    from dataclasses import replace as replace
+else:
+
+    @cache
+    def _writers(kind):
+        """What writes each slot of the dataclass, and which is which, by name."""
+        names, _ = _fields_of(kind)
+        return tuple(getattr(kind, name).__set__ for name in names), {name: index for index, name in enumerate(names)}
+
+    def replace(value, **changes):
+        """`dataclasses.replace` in half its time, for classes with slots and without a say in how they are made.
+
+        Each move of an agent is one, and an agent has forty fields: together they were a fifth of what it costs to stop many.
+        """
+        kind = type(value)
+        writers, index = _writers(kind)
+        values = list(_fields_of(kind)[1](value))
+        for name, new in changes.items():
+            values[index[name]] = new
+        made = object.__new__(kind)
+        for write, one in zip(writers, values, strict=True):
+            write(made, one)
+        return made
 
 
 def agent_from_json(data: Mapping[str, Any]) -> Agent:

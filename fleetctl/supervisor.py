@@ -12,7 +12,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
 
 from fleetctl.core import restarts, warmpool
@@ -22,7 +22,7 @@ from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Fail, Forge
 from fleetctl.core.reconcile import next_deadline, plan
 from fleetctl.errors import DrainTimeout, FleetctlError, NotFound, SpawnFailed, StateDirectoryError
 from fleetctl.keeping import Keeping, new_id
-from fleetctl.models import Agent, AgentState, Checkpoint, Event, Exit, OnTimeout, ProbeOutcome, ProcessRef, Replace, Saved, Saving
+from fleetctl.models import Agent, AgentState, Checkpoint, Event, Exit, OnTimeout, ProbeOutcome, ProcessRef, Replace, Saved, Saving, replace
 from fleetctl.ports import CheckpointStore, Clock, LifecycleManager, StateManager
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Supervisor:
         self._forgotten: set[str] = set()
         self._discarding: list[Agent] = []  # forgotten, and to be tidied up after once that is on disk
         self._events: list[Event] = []
+        self._untold: list[Event] = []  # on disk, and told when the table is published: nobody waits for that
         self._unsaved: list[asyncio.Future[None]] = []  # who waits for the next write
         self._inbox: deque[Callable[[], None]] = deque()
         self._acquiring: dict[str, _Acquisition] = {}  # by the instance that is on its way to whoever asked
@@ -1032,13 +1033,15 @@ class Supervisor:
         for saved in waiting:
             if not saved.done():  # whoever waited may have gone
                 saved.set_result(None)
-        for event in events:
-            self._on_event(event)
+        self._untold += events
         discarding, self._discarding = self._discarding, []
         for agent in discarding:
             self._lifecycle.discard(agent)
 
     def _publish(self) -> None:
+        untold, self._untold = self._untold, []
+        for event in untold:
+            self._on_event(event)
         table = tuple(sorted(self._agents.values(), key=lambda agent: (agent.slot, agent.created_at)))
         if table != self.published:
             self.published = table

@@ -288,11 +288,13 @@ class LocalLifecycleManager:
         return not any((found := procfs.stat(pid)) and found.alive for pid in unexplained)
 
     def _loners(self, agents: Sequence[Agent]) -> dict[str, ProcessRef]:
-        """The agents whose trees are surely their leader and nobody else, by the same reasoning: it has no child, and we no orphan."""
-        if not self._has_no_orphans():
-            return {}
+        """The agents whose trees are surely their leader and nobody else, by the same reasoning: it has no child, and we no orphan.
+
+        In this order: what loses its parent in between is an orphan by then.
+        """
         leaders = {agent.id: agent.process for agent in agents if agent.process in self._spawned and agent.process in self._pidfds}
-        return {agent_id: leader for agent_id, leader in leaders.items() if leader and procfs.children(leader.pid) == set()}
+        found = {agent_id: leader for agent_id, leader in leaders.items() if leader and procfs.children(leader.pid) == set()}
+        return found if found and self._has_no_orphans() else {}
 
     def remember(self, trees: Mapping[str, frozenset[tuple[int, int]]]) -> None:
         """Who was seen in which agent's tree, as (pid, start ticks): it stays there, whatever it makes of its session and environment."""
