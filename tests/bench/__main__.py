@@ -2,7 +2,8 @@
 
 import sys
 
-from tests.bench import bench_daemon, bench_warm
+from tests.bench import bench_autoscale, bench_daemon, bench_warm
 
 bench_daemon.BENCHES.update(bench_warm.BENCHMARKS)
+bench_daemon.BENCHES.update(bench_autoscale.BENCHMARKS)
 sys.exit(bench_daemon.main(sys.argv[1:]))
