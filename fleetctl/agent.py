@@ -10,8 +10,8 @@
 
 Standard library only, and a millisecond to import. No call waits: a message that cannot be sent at once is tried again by a thread in
 the background, which also repeats every 15 seconds what holds (ready, status, work at hand, totals), so that a daemon that was restarted
-knows it again. What is said faster than ten times a second is drawn together. Where several processes of one agent report their work,
-the last word counts: let one of them do it.
+knows it again. What can wait waits a tenth of a second, and is not said at all where it is as before by then: work that is shorter shows
+as often as it is met. Where several processes of one agent report their work, the last word counts: let one of them do it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ __all__ = [
 _X = "X_FLEETCTL_"
 _MAX_BYTES = 4096
 _REPEAT_SECONDS = 15.0
-# Fifty messages a second is what an agent may send: so far apart is what can wait, and so many a second is what cannot.
-_LEAST_SECONDS, _MOST_AT_ONCE = 0.1, 20.0
+# Fifty messages a second is what an agent may send: so long is gathered what can wait, and so many a second is what cannot.
+_GATHER_SECONDS, _MOST_AT_ONCE = 0.1, 20.0
 _MOST_LATE = 64
 
 
@@ -85,6 +85,7 @@ def stopping(text: str = "") -> None:
     """It is about to end."""
     with _lock:
         _picture.pop("READY", None)
+        _sent.pop("READY", None)
     _say({"STOPPING": "1", **({"STATUS": text} if text else {})}, at_once=True)
 
 
@@ -318,11 +319,11 @@ def agent_id() -> str | None:
 
 _lock = RLock()  # re-entrant, because a signal handler may speak while the main thread does
 _picture: dict[str, str] = {}  # word -> value: all that holds
-_changed: set[str] = set()  # words of it that were not sent yet
+_sent: dict[str, str] = {}  # what of it was sent last
 _late: list[str] = []  # said once, and still to be sent
 _working = [0]
-_last_sent, _last_ping = [0.0], [0.0]
-_at_once = [_MOST_AT_ONCE]  # how many may be sent at once, as of the last one
+_last_ping = [0.0]
+_at_once = [_MOST_AT_ONCE, 0.0]  # how many may be sent at once, as of then
 _stop = [False, False]  # asked to; listening for that
 _thread_runs = [False]
 _wake = allocate_lock()
@@ -336,7 +337,7 @@ def _reset() -> None:
     _lock, _wake = RLock(), allocate_lock()
     _wake.acquire()
     _picture.clear()
-    _changed.clear()
+    _sent.clear()
     _late.clear()
     _out.clear()
     _working[0], _thread_runs[0] = 0, False
@@ -358,23 +359,21 @@ def _say(words: dict[str, str], *, at_once: bool = False) -> None:
     if not _address():
         return
     with _lock:
-        new = {word: clean for word, value in words.items() if _picture.get(word) != (clean := _one_line(value))}
-        _picture.update(new)
-        _changed.update(new)
-        if new and _may_send(at_once):
-            _flush()
-        elif new:
+        clean = {word: _one_line(value) for word, value in words.items()}
+        if clean.items() <= _picture.items():
+            return
+        _picture.update(clean)
+        if not (at_once and _may_send() and _flush()):
             _wake_thread()
         _ensure_thread()
 
 
-def _may_send(at_once: bool) -> bool:
+def _may_send() -> bool:
     now = monotonic()
-    since = now - _last_sent[0]
-    allowed = min(_MOST_AT_ONCE, _at_once[0] + since * _MOST_AT_ONCE)
-    if allowed < 1.0 or not (at_once or since >= _LEAST_SECONDS):
+    allowed = min(_MOST_AT_ONCE, _at_once[0] + (now - _at_once[1]) * _MOST_AT_ONCE)
+    if allowed < 1.0:
         return False
-    _at_once[0], _last_sent[0] = allowed - 1.0, now
+    _at_once[:] = [allowed - 1.0, now]
     return True
 
 
@@ -389,23 +388,23 @@ def _send_once(line: str) -> None:
             _wake_thread()
 
 
-def _flush() -> None:
-    """Send what changed, the lock held; what does not get through is left to the thread."""
-    words = _take_changed()
-    if not all(_send(text) for text in _datagrams(_lines(words))):
-        _changed.update(words)
-        _wake_thread()
+def _flush() -> bool:
+    """Send what is new, the lock held; whether that is done."""
+    new = _new()
+    _sent.update(new)  # before it is: a signal handler may speak in the middle of this, and what it says is newer
+    done = all(_send(text) for text in _datagrams(new))
+    if not done:
+        _forget_sent(new)
+    return done
 
 
-def _take_changed() -> set[str]:
-    words = set(_changed)
-    _changed.clear()
-    return words
+def _new() -> dict[str, str]:
+    return {word: value for word, value in list(_picture.items()) if _sent.get(word) != value}
 
 
-def _lines(words: set[str]) -> list[str]:
-    # A copy: a signal handler may speak in the middle of this.
-    return [f"{word}={value}" for word, value in list(_picture.items()) if word in words]
+def _forget_sent(words: dict[str, str]) -> None:
+    for word in words:
+        _sent.pop(word, None)
 
 
 def _ensure_thread() -> None:
@@ -427,20 +426,23 @@ def _repeat() -> None:
     out = Socket(AF_UNIX, SOCK_DGRAM)
     # A timeout of Python's own would try again and again: such a socket counts as writable however full the other end is.
     out.setsockopt(SOL_SOCKET, SO_SNDTIMEO, pack("ll", 1, 0))
+    due = monotonic() + _REPEAT_SECONDS
     while True:
-        woken = _wake.acquire(timeout=_REPEAT_SECONDS)
-        _pause(_last_sent[0] + _LEAST_SECONDS - monotonic())
+        if _wake.acquire(timeout=max(0.0, due - monotonic())):
+            _pause(_GATHER_SECONDS)
         with _lock:
+            if monotonic() >= due:
+                due = monotonic() + _REPEAT_SECONDS
+                _sent.clear()
             late, _late[:] = list(_late), []
-            words = _take_changed() if woken else set(_picture)
-            texts = _datagrams(_lines(words))
-            _last_sent[0] = monotonic()
+            new = _new()
+            _sent.update(new)
         while late and _send(late[0], out):
             del late[0]
-        if late or not all(_send(text, out) for text in texts):
+        if late or not all(_send(text, out) for text in _datagrams(new)):
             with _lock:
                 _late[:0] = late
-                _changed.update(words & _picture.keys())
+                _forget_sent(new)
                 _wake_thread()
 
 
@@ -475,11 +477,11 @@ def _address() -> str:
     return f"\0{path[1:]}" if path.startswith("@") else path
 
 
-def _datagrams(lines: list[str]) -> list[str]:
-    """As few as hold all lines; one that is too long for any is left out."""
+def _datagrams(words: dict[str, str]) -> list[str]:
+    """As few as hold all words; one that is too long for any is left out."""
     texts: list[str] = []
     size = _MAX_BYTES
-    for line in lines:
+    for line in (f"{word}={value}" for word, value in words.items()):
         length = len(line.encode(errors="replace")) + 1
         if length > _MAX_BYTES:
             continue

@@ -1,7 +1,7 @@
 """The bundled demo agent, `python -m fleetctl.demo`: small units of work, a line of log now and then, a clean stop.
 
-It counts its units and, where fleetctl gives it a STATE_DIRECTORY, goes on counting after a restart. Standard library only; nothing
-that costs start-up time or memory, because people start hundreds of these.
+It counts its units and, where fleetctl gives it a STATE_DIRECTORY, goes on counting after a restart; it tells fleetctl when it is ready
+and what it does. Standard library only; nothing that costs start-up time or memory, because people start hundreds of these.
 """
 
 import os
@@ -10,6 +10,8 @@ import sys
 import time
 import zlib
 from contextlib import suppress
+
+from fleetctl import agent
 
 UNIT_SECONDS = 1.0
 BURST_SECONDS = 0.015  # of CPU in each unit: about 1.5 % of one core
@@ -23,15 +25,21 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)
     count = load_counter()
     say(f"started, process {os.getpid()}" + (f", going on from {count} units" if count else ""))
+    agent.busy(active=0, slots=1)
+    agent.ready(f"{count} units done")
     stopper = None
     while stopper is None:
         started = time.monotonic()
-        digest = work(count)
-        count += 1
-        save_counter(count)
+        with agent.work():
+            digest = work(count)
+            count += 1
+            save_counter(count)
         if count % UNITS_PER_LINE == 0:
             say(f"{count} units done, last digest {digest:08x}")
+            agent.progress(count)
+            agent.status(f"{count} units done")
         stopper = wait_for_stop(started + UNIT_SECONDS - time.monotonic())
+    agent.stopping()
     save_counter(count)
     say(f"{stopper.name} received, stopped cleanly after {count} units")
     return 0

@@ -206,10 +206,39 @@ def test_work_is_counted_over_threads_and_coroutines_and_drawn_together(ear: Ear
     go_on(child)
 
 
+def test_work_that_is_over_at_once_costs_no_message(ear: Ear) -> None:
+    child = ear.start(
+        """
+        import time
+        from fleetctl import agent
+        agent.busy(active=0, slots=1)
+        agent.ready()
+        for _ in range(20):
+            with agent.work():
+                pass
+            time.sleep(0.01)
+        time.sleep(0.3)
+        agent.extend_timeout(1)
+        input()
+        """
+    )
+    assert ear.next() == Message(ready=True, active=0, slots=1, extension=True)
+    assert len(ear.until(extend_timeout_seconds=1.0)) <= 2  # one that met it at the wrong moment
+    go_on(child)
+
+
+def test_who_never_stops_talking_repeats_what_holds_all_the_same(ear: Ear) -> None:
+    child = ear.start(f"{HURRY}agent.ready('up')\nnumber = 0\nwhile True:\n    number += 1\n    agent.progress(number)")
+    assert ear.next().ready
+    assert ear.until(ready=True)[-1].status == "up"
+    child.kill()
+
+
 def test_taking_up_work_ends_being_idle(ear: Ear) -> None:
-    child = ear.start(f"{HURRY}agent.idle()\nwith agent.work():\n    agent.status('works')\n    input()")
+    child = ear.start("from fleetctl import agent\nagent.idle()\ninput()\nwith agent.work():\n    input()")
     assert ear.next().idle
-    last = ear.until(status="works")[-1]
+    go_on(child)
+    last = ear.until(active=1)[-1]
     assert (last.active, last.idle) == (1, False)
     go_on(child)
 

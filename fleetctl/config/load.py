@@ -185,8 +185,9 @@ def load_library(
 
 
 def load_demo(overrides: Mapping[str, object] | None = None) -> Loaded:
-    """The bundled demo agent."""
-    return _load_values({"name": "demo", "command": [sys.executable, "-m", "fleetctl.demo"], "cwd": str(_here())}, {}, overrides)
+    """The bundled demo agent, which says when it is ready."""
+    values = {"name": "demo", "command": [sys.executable, "-m", "fleetctl.demo"], "cwd": str(_here()), "readiness": {"notify": True}}
+    return _load_values(values, {}, overrides)
 
 
 def spec_from_json(data: Mapping[str, Any]) -> FleetSpec:

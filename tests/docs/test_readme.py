@@ -43,6 +43,8 @@ def shape(output: str) -> str:
     output = re.sub(r"\S*/python3?\b", "PYTHON", output)
     output = re.sub(r"\b(demo|greeter)-[a-z0-9]{5}\b", r"\1-ID", output)
     output = re.sub(r"\(pid \d+\)", "(pid N)", output)
+    # What the demo says of itself is there or not yet, and changes every few seconds.
+    output = re.sub(r" +(NOTE|\d+ units done)$", "", output, flags=re.MULTILINE)
     # Behind an agent's state come numbers, or dashes where nothing was measured yet.
     output = re.sub(r"(?<=running)[ \d.smhd%BKMG-]+$", " NUMBERS", output, flags=re.MULTILINE)
     return re.sub(r" +", " ", output)
