@@ -2,7 +2,7 @@
 
 Rules, hands, and one loop between them:
 
-    models errors ports   the nouns, every error, and what the loop needs of the machine
+    models errors ports   the nouns, every error, and what the loop needs of the machine; addresses: those that people write
     core/                 RULES: pure functions of (spec, agents, now) -> orders; no I/O, no clock. orders: their vocabulary; reconcile: who
                           starts and stops; warmpool, restarts, lifecycle, recover; scaling (demand, policy, memory, observation) and its
                           simulation (plant, trace, kubernetes_rule)
@@ -10,11 +10,13 @@ Rules, hands, and one loop between them:
     config                fleet.toml, environment and flags -> FleetSpec
     importing/            other tools' files -> fleet.toml, as text
     supervisor            THE LOOP, one per fleet: event in, ask the rules, hand the orders out, sleep until the next deadline
+    probing               who is probed when: a task for each probe of each agent
     autoscaler            what was measured of one fleet, and the scaling rule asked about it
     fleet                 Fleet: one fleet as a whole
     health                how a fleet is, in the specification's words
     daemon/               one process per state directory: main (composition root), control, server, wire
     manager, embedded     FleetManager, the specification's library: one fleet inside a Python program; and what it needs of the machine
+    trial                 one process tried out without a daemon, for `fleetctl probe`
     sinks/                events to other places: file, webhook, Redis
     client                the control socket for Python users
     engines/              where a fleet runs, behind one interface

@@ -42,6 +42,8 @@ MAY_IMPORT = {
     "engines": NOUNS | {"", "host", "daemon.wire", "client"},
     "sinks": NOUNS | {"host", "config", "fleet"},
     "cli": NOUNS | {"", "config", "importing", "sinks", "engines", "host.paths", "client", "daemon.wire"},
+    "trial": NOUNS | {"core", "host"},
+    "cli.probe": NOUNS | {"", "cli", "config", "core", "trial"},  # runs one process itself, without a daemon
     "cli.simulate": NOUNS | {"cli", "core"},  # runs the rules on a made-up fleet: no daemon to ask
     "cli.daemon": NOUNS | {"cli", "engines", "daemon.main"},  # `fleetctl daemon` is the one command that becomes the daemon
     "testing": NOUNS,

@@ -36,6 +36,7 @@ FAMILIES = {
     "metrics": ("metrics",),
     "sinks": ("sinks",),
     "simulate": ("simulate",),
+    "probe": ("probe",),
     "daemon": ("daemon",),
     "config": ("config",),
     "importing": ("import",),

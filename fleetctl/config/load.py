@@ -28,6 +28,8 @@ _FLAGS = {
     "max_replicas": "--max",
     "warm_pool.size": "--warm",
     "autoscaling.enabled": "--min and --max",
+    "readiness.http": "--http",
+    "readiness.tcp": "--tcp",
     "kubernetes.image": "--image",
     "kubernetes.context": "--context",
     "kubernetes.namespace": "--namespace",

@@ -277,6 +277,35 @@ def is_serving(addresses: Iterable[Address], pids: Iterable[int]) -> bool:
     return any(f"socket:[{inode}]" in files for files in map(procfs.open_files, pids) for inode in connected)
 
 
+def listening(pids: Iterable[int]) -> list[Address]:
+    """Where these processes listen, as an address that they can be asked at from here."""
+    names = {name for pid in pids for name in procfs.open_files(pid)}
+    files = {name.removeprefix("socket:[").removesuffix("]") for name in names if name.startswith("socket:")}
+    found: dict[str, Address] = {}
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        with contextlib.suppress(OSError), open(f"/proc/net/{table}", encoding="ascii") as file:
+            next(file)
+            for line in file:
+                fields = line.split(None, 10)
+                if fields[3] == "0A" and fields[9] in files:
+                    found.setdefault(fields[9], _asked_at(family, fields[1]))
+    with contextlib.suppress(OSError), open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as unix:
+        next(unix)
+        for line in unix:
+            parts = line.rstrip("\n").split(None, 7)
+            if len(parts) == 8 and parts[6] in files and int(parts[3], 16) & _SO_ACCEPTCON and parts[7].startswith("/"):
+                found.setdefault(parts[6], Address(path=parts[7]))
+    return sorted(set(found.values()), key=lambda address: (address.path, address.port))
+
+
+def _asked_at(family: socket.AddressFamily, text: str) -> Address:
+    """From the kernel's table, where an address is in 32-bit words of the machine's byte order; "any" is asked at loopback."""
+    digits, _, port = text.partition(":")
+    words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
+    host = socket.inet_ntop(family, b"".join(struct.pack("=I", word) for word in words))
+    return Address(host={"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port=int(port, 16))
+
+
 def _tcp_connections(ports: set[int]) -> set[str]:
     inodes = set()
     for table in ("tcp", "tcp6"):

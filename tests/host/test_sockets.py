@@ -333,3 +333,22 @@ def test_a_loop_that_serves_on_the_held_socket_serves_what_waited(store: Listeni
     for client in clients:
         client.close()
     store.close(spec.name)
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.9.8.7", "127.9.8.7"), ("::1", "::1"), ("::", "::1")]
+)
+def test_where_a_process_listens_is_told_as_one_asks_there(bound: str, asked: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in bound else socket.AF_INET) as server:
+        server.bind((bound, 0))
+        assert Address(asked, server.getsockname()[1]) not in sockets.listening([os.getpid()])
+        server.listen()
+        assert Address(asked, server.getsockname()[1]) in sockets.listening([os.getpid()])
+
+
+def test_where_a_process_listens_may_be_a_path(state_dir: str) -> None:
+    os.makedirs(state_dir)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{state_dir}/a b")
+        server.listen()
+        assert Address(path=f"{state_dir}/a b") in sockets.listening([os.getpid()])
