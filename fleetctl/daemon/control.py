@@ -323,8 +323,8 @@ class Control:
             kept = min(max(known.spec.replicas, wanted.min_replicas if known.spec.replicas else 0), wanted.max_replicas)
             wanted = replace(wanted, replicas=kept)
         warning = ""
-        if follows_load(wanted) and known is not None and not known.wish.down and replicas_given:
-            kept = min(max(known.spec.replicas, wanted.min_replicas if known.spec.replicas else 0), wanted.max_replicas)
+        if follows_load(wanted) and known is not None and known.wish.replicas and replicas_given:  # at 0 no load decides anything
+            kept = min(max(known.spec.replicas, wanted.min_replicas), wanted.max_replicas)
             if kept != wanted.replicas:
                 warning = f"; replicas = {wanted.replicas} is ignored while autoscaling is on"
             wanted = replace(wanted, replicas=kept)
