@@ -130,7 +130,7 @@ class Home:
     async def open(
         cls, name: str, spec_of: SpecOf, managers: Managers, *, state_dir: str | None = None, clock: Clock | None = None
     ) -> "Home":
-        """Raises StateDirectoryError, DaemonRunning where somebody else keeps the fleets of that directory, ConfigError."""
+        """Raises StateDirectoryError, ConfigError; DaemonRunning or KeptByProgram where that directory has a keeper."""
         home = cls(name, managers, clock)
         try:
             await home._open(spec_of, state_dir)
@@ -156,7 +156,7 @@ class Home:
         lock = None
         for paths in ours.values():
             paths.prepare()
-            lock = DirectoryLock(paths)
+            lock = DirectoryLock(paths, program=True)
             self._stack.callback(lock.release)
         if own is not None:
             self._stack.callback(own.resources.close)

@@ -144,6 +144,13 @@ class ClusterConflict(FleetctlError):
     code, http_status = "E2023", 409
 
 
+class KeptByProgram(FleetctlError):
+    """A program keeps the fleets of this state directory."""
+
+    code, http_status = "E2014", 409
+    hint = "it alone changes them, with FleetManager: end it first, or use another state directory"
+
+
 class ScaleUpFailed(FleetctlError):
     """Scale up failed (lifecycle manager not available)."""
 

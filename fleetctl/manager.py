@@ -94,7 +94,7 @@ class FleetManager:
     ) -> None:
         """Begin, with these three managers, or with this machine's where none is given; agents of an earlier program are adopted.
 
-        Raises DaemonRunning where a daemon or another program keeps the fleets of `state_dir`, StateDirectoryError.
+        Raises DaemonRunning or KeptByProgram where somebody else keeps the fleets of `state_dir`, StateDirectoryError.
         """
         if self._home is not None:
             raise UsageError("the FleetManager is initialized already", hint="make another FleetManager for another fleet")

@@ -187,6 +187,8 @@ def _daemon(engine: LocalEngine) -> Iterator[Finding]:
 
 
 def _no_answer(engine: LocalEngine, holder: int | None, error: FleetctlError) -> Finding:
+    if engine.is_kept_by_program():
+        return Finding("daemon", OK, f"none, and none can start: a program (pid {holder}) keeps the fleets here, with FleetManager")
     if holder is not None:
         who = f"pid {holder}" if holder else "unknown pid"
         advice = f"look at {engine.paths.daemon_log}; `kill -9` of it is safe: agents run on and the next daemon takes them back"

@@ -290,6 +290,12 @@ class LocalEngine:
             sleep(0.05)
         return [agent for agent, processes in zip(orphans, left, strict=True) if processes]
 
+    def is_kept_by_program(self) -> bool:
+        """Whether a program that embeds the fleet holds the state directory, so that no daemon can."""
+        from fleetctl.host.state import is_kept_by_program
+
+        return is_kept_by_program(self.paths)
+
     def lock_holder(self) -> int | None:
         """The pid of the process that holds this state directory as its daemon; 0 where it is unknown, None where there is none."""
         from fleetctl.host.state import lock_holder

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from fleetctl.errors import DaemonRunning, StateDirectoryError
+from fleetctl.errors import DaemonRunning, KeptByProgram, StateDirectoryError
 from fleetctl.host.paths import Paths
 from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, agent_from_json, to_json
 
@@ -30,6 +30,7 @@ KEPT_SAMPLES = 500_000  # of all fleets: about 100 MB, two weeks of ten fleets a
 _PRUNE_EVERY = 1_000
 _LARGEST_WISH_BYTES = 16 * 1024 * 1024
 _LOCK_TRIES, _LOCK_RETRY_SECONDS = 20, 0.01
+_PROGRAM = "program\n"  # in the lock's file, behind the pid
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS agents (id TEXT PRIMARY KEY, fleet TEXT NOT NULL, data TEXT NOT NULL);
@@ -41,9 +42,12 @@ CREATE TABLE IF NOT EXISTS scaling (fleet TEXT PRIMARY KEY, data TEXT NOT NULL);
 
 
 class DirectoryLock:
-    """Held by the one daemon of a state directory. The kernel lets go of it when the daemon dies, so it is never stale."""
+    """Held by the one daemon of a state directory, or by the one program that embeds its fleet.
 
-    def __init__(self, paths: Paths) -> None:
+    The kernel lets go of it when its holder dies, so it is never stale. Raises DaemonRunning, KeptByProgram.
+    """
+
+    def __init__(self, paths: Paths, *, program: bool = False) -> None:
         self._path = paths.lock
         try:
             self._fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -56,13 +60,15 @@ class DirectoryLock:
                 break
             except BlockingIOError:
                 if tries == _LOCK_TRIES - 1:
-                    pid = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+                    pid, by_program = _holder(self._fd)
                     os.close(self._fd)
+                    if by_program:
+                        raise KeptByProgram(f"a program (pid {pid}) keeps the fleets of {paths.root}") from None
                     raise DaemonRunning(f"another daemon (pid {pid or 'unknown'}) holds {paths.root}") from None
                 time.sleep(_LOCK_RETRY_SECONDS)
         with contextlib.suppress(OSError):  # a full disk: the pid is only told to people
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n{_PROGRAM * program}".encode(), 0)
 
     def is_ours(self) -> bool:
         """Whether the file we hold is still the one that others would look at: not when the directory was removed or replaced."""
@@ -76,8 +82,25 @@ class DirectoryLock:
         os.close(self._fd)
 
 
+def _holder(lock: int) -> tuple[int, bool]:
+    """The pid in the lock's file, 0 for none, and whether it is of a program that embeds the fleet."""
+    pid, _, rest = os.pread(lock, 32, 0).decode(errors="replace").partition("\n")
+    return int(pid) if pid.isascii() and pid.isdigit() else 0, rest == _PROGRAM
+
+
 def lock_holder(paths: Paths) -> int | None:
-    """Pid of the daemon that holds the state directory; 0 where it is held by one that could not write it; None if free."""
+    """Pid of who holds the state directory; 0 where it is held by one that could not write it; None if free."""
+    found = _lock_holder(paths)
+    return None if found is None else found[0]
+
+
+def is_kept_by_program(paths: Paths) -> bool:
+    """Whether it is not a daemon that holds the state directory, but a program that embeds its fleet."""
+    found = _lock_holder(paths)
+    return found is not None and found[1]
+
+
+def _lock_holder(paths: Paths) -> tuple[int, bool] | None:
     try:
         fd = os.open(paths.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -85,8 +108,7 @@ def lock_holder(paths: Paths) -> int | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        return int(text) if text.isascii() and text.isdigit() else 0
+        return _holder(fd)
     else:
         return None
     finally:

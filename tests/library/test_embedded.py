@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fleetctl import AgentConfig, FleetManager, LocalLifecycleManager, LocalResourceManager, LocalStateManager
-from fleetctl.errors import ConfigError, DaemonRunning, StateDirectoryError
+from fleetctl.errors import ConfigError, DaemonRunning, KeptByProgram, StateDirectoryError
 from fleetctl.host import procfs
 from fleetctl.host.process import _is_subreaper
 from tests.helpers import wait_for
@@ -259,13 +259,20 @@ def test_a_directory_has_one_keeper(place: Place) -> None:
     async def story(fleet: FleetManager) -> None:
         await fleet.scale_up(1, SLEEPER)
         other = FleetManager(config=QUICK, state_dir=place.root)
-        with pytest.raises(DaemonRunning, match=str(os.getpid())):
+        with pytest.raises(KeptByProgram, match=rf"a program \(pid {os.getpid()}\) keeps the fleets of {place.root}"):
             await other.initialize()
         assert other.get_health_status()["problems"] == ["the FleetManager is not initialized"]
+        up = await asyncio.to_thread(place.run, "up", "--name", "other", "--", "sleep", "600", check=False)
+        assert up.returncode == 1
+        assert f"a program (pid {os.getpid()}) keeps the fleets" in up.stderr
+        doctor = await asyncio.to_thread(place.run, "doctor")
+        assert f"a program (pid {os.getpid()}) keeps the fleets here" in doctor.stdout
         assert len(place.leaders()) == 1
 
     run(story, state_dir=place.root)
     place.start()  # and a daemon may have it afterwards
+    with pytest.raises(DaemonRunning):
+        asyncio.run(FleetManager(config=QUICK, state_dir=place.root).initialize())
 
 
 def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
