@@ -240,21 +240,17 @@ class GracefulDrainSpec:
     timeout_seconds: Annotated[float, Setting(doc="Time an agent has to finish before it is killed", ge=0, le=86400)] = 30.0
     drain_signal: Annotated[
         str | None,
-        Setting(
-            doc="Signal that asks an agent to finish, where that is not the stop signal", pattern=r"^(SIG)?[A-Z0-9]+$", supported=False
-        ),
+        Setting(doc="Signal that asks an agent to finish, where that is not the stop signal", pattern=r"^(SIG)?[A-Z0-9]+$"),
     ] = None
-    on_timeout: Annotated[OnTimeout, Setting(doc="What happens when that time is over", supported=False)] = OnTimeout.KILL
+    on_timeout: Annotated[OnTimeout, Setting(doc="What happens when that time is over")] = OnTimeout.KILL
     checkpoint_before_drain: Annotated[
-        bool, Setting(doc="Save what an agent keeps in its STATE_DIRECTORY, and its resume token, when it is stopped", supported=False)
+        bool, Setting(doc="Save what an agent keeps in its STATE_DIRECTORY, and its resume token, when it is stopped")
     ] = True
     checkpoint_signal: Annotated[
         str | None,
-        Setting(
-            doc="Signal that asks an agent to save its state before the checkpoint is taken", pattern=r"^(SIG)?[A-Z0-9]+$", supported=False
-        ),
+        Setting(doc="Signal that asks an agent to save its state before the checkpoint is taken", pattern=r"^(SIG)?[A-Z0-9]+$"),
     ] = None
-    checkpoint_timeout_seconds: Annotated[float, Setting(doc="Time it has for that", gt=0, le=3600, supported=False)] = 10.0
+    checkpoint_timeout_seconds: Annotated[float, Setting(doc="Time it has for that", gt=0, le=3600)] = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,18 +258,16 @@ class CheckpointsSpec:
     """`[fleet.checkpoints]`: what is saved of an agent that stops, and for how long."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    keep: Annotated[int, Setting(doc="Checkpoints kept for each agent", ge=1, le=10000, supported=False)] = 3
-    keep_seconds: Annotated[float, Setting(doc="Checkpoints older than this are removed", gt=0, supported=False)] = 604800.0
-    max_bytes: Annotated[
-        int, Setting(doc="A larger STATE_DIRECTORY is left where it is and not copied", ge=0, le=1 << 44, supported=False)
-    ] = 1 << 30
+    keep: Annotated[int, Setting(doc="Checkpoints kept for each agent", ge=1, le=10000)] = 3
+    keep_seconds: Annotated[float, Setting(doc="Checkpoints older than this are removed", gt=0)] = 604800.0
+    max_bytes: Annotated[int, Setting(doc="A larger STATE_DIRECTORY is left where it is and not copied", ge=0, le=1 << 44)] = 1 << 30
     command: Annotated[
         tuple[str, ...],
-        Setting(doc="Command, run as the agent is, that writes the checkpoint into FLEETCTL_CHECKPOINT_DIR", supported=False),
+        Setting(doc="Command, run as the agent is, that writes the checkpoint into FLEETCTL_CHECKPOINT_DIR"),
     ] = ()
     restore_command: Annotated[
         tuple[str, ...],
-        Setting(doc="Command of an agent that is restored; {token} is its resume token, {checkpoint} the folder", supported=False),
+        Setting(doc="Command of an agent that is restored; {token} is its resume token, {checkpoint} the folder"),
     ] = ()
 
 

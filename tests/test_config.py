@@ -368,9 +368,11 @@ MISTAKES = [
     (HEAD + "target_cpu_utilization = 95\n", ["fleet.target_cpu_utilization = 95: must be a number above 0, at most 90"]),
     (HEAD + '[fleet.autoscaling]\nmode = "maybe"\n', ['fleet.autoscaling.mode = "maybe": must be one of "act", "recommend"']),
     (
-        HEAD + "[graceful_drain]\ncheckpoint_before_drain = true\n",
-        ["fleet.toml:5: graceful_drain.checkpoint_before_drain = true: not supported yet"],
+        HEAD + "[autoscaling]\nidle_seconds = 60\n",
+        ["fleet.toml:5: autoscaling.idle_seconds = 60: not supported yet"],
     ),
+    (HEAD + "[graceful_drain]\ndrain_signal = 'USR3'\n", ['graceful_drain.drain_signal = "USR3": no such signal; did you mean USR2?']),
+    (HEAD + "[graceful_drain]\ncheckpoint_signal = 'KILL'\n", ['graceful_drain.checkpoint_signal = "KILL": no agent can act on KILL']),
 ]
 SECRET_MISTAKES = [
     ('environment = "SECRET"', "fleet.toml:4: fleet.environment: must be a table of NAME"),
@@ -769,6 +771,8 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
         sockets={"http": "127.0.0.1:8080"},
         readiness=spec.readiness,
         liveness=spec.liveness,
+        graceful_drain=spec.graceful_drain,
+        checkpoints=spec.checkpoints,
     )
 
 

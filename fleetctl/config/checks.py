@@ -342,14 +342,20 @@ def _ways_to_write(command: str) -> str:
     return f"{as_list}, or add shell = true to have /bin/sh run it"
 
 
-def _check_signal(values: Mapping[str, Any]) -> Iterator[Problem]:
-    name = values.get("stop_signal")
-    if isinstance(name, str) and f"SIG{name.removeprefix('SIG')}" not in signal.Signals.__members__:
-        known = [member.removeprefix("SIG") for member in signal.Signals.__members__]
-        near = difflib.get_close_matches(name[:20].upper().removeprefix("SIG"), known, n=1)
-        yield Problem(
-            ("stop_signal",), f": no such signal; {f'did you mean {near[0]}?' if near else 'common ones are TERM, INT, HUP, QUIT'}"
-        )
+def _check_signals(values: Mapping[str, Any]) -> Iterator[Problem]:
+    drain = values.get("graceful_drain")
+    named: dict[tuple[str, ...], object] = {("stop_signal",): values.get("stop_signal")}
+    if isinstance(drain, dict):
+        named |= {("graceful_drain", key): drain.get(key) for key in ("drain_signal", "checkpoint_signal")}
+    for place, name in named.items():
+        if not isinstance(name, str):
+            continue
+        if f"SIG{name.removeprefix('SIG')}" not in signal.Signals.__members__:
+            known = [member.removeprefix("SIG") for member in signal.Signals.__members__]
+            near = difflib.get_close_matches(name[:20].upper().removeprefix("SIG"), known, n=1)
+            yield Problem(place, f": no such signal; {f'did you mean {near[0]}?' if near else 'common ones are TERM, INT, HUP, QUIT'}")
+        elif place != ("stop_signal",) and name.removeprefix("SIG") in ("KILL", "STOP"):
+            yield Problem(place, f": no agent can act on {name.removeprefix('SIG')}; use one that it can handle, like USR1")
 
 
 def _check_environment(values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -433,7 +439,7 @@ def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
 # Those of one setting say more than pydantic, so they come before it; those of several need sound values, and come after it.
 _RULES = (
     _check_command,
-    _check_signal,
+    _check_signals,
     _check_environment,
     _check_env_file,
     _check_sockets,

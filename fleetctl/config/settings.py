@@ -28,6 +28,8 @@ _ALLOWED = {
     "name": "1 to 40 lower-case letters, digits and dashes, with no dash at either end",
     "command": 'a list of the program and its arguments, like ["python3", "worker.py"]',
     "stop_signal": "the name of a signal, like TERM or INT",
+    "graceful_drain.drain_signal": "the name of a signal, like TERM or INT",
+    "graceful_drain.checkpoint_signal": "the name of a signal, like TERM or INT",
     "kubernetes.image": 'the name of an image, like "registry.example.com/team/worker:1.0"',
     "kubernetes.namespace": "1 to 63 lower-case letters, digits and dashes, with no dash at either end",
     "kubernetes.working_directory": "an absolute path",

@@ -121,7 +121,7 @@ class LocalLifecycleManager:
         """The pid of the agent's process. Raises OSError and ValueError, and ConfigError for a socket that cannot be had."""
         held = self.sockets.held(spec)
         command = self.command(agent, spec)
-        argv = ("/bin/sh", "-c", command[0]) if spec.shell else command
+        argv = ("/bin/sh", "-c", command[0]) if spec.shell and not _restores(agent, spec) else command
         # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
         # A session of its own, not only a group: a stopped agent in an orphaned group would be hung up when we die.
         if held:
@@ -142,11 +142,17 @@ class LocalLifecycleManager:
         return child.pid
 
     def command(self, agent: Agent, spec: FleetSpec) -> tuple[str, ...]:
-        """What the agent executes: where it has a port or sockets, {port} and {fd} are filled in; other braces are nobody's business."""
-        if spec.port_base is None and not spec.sockets:
+        """What the agent executes, or where it is restored the command for that, with {token} and {checkpoint}.
+
+        Where it has a port or sockets, {port} and {fd} are filled in; other braces are nobody's business.
+        """
+        restores = _restores(agent, spec)
+        if spec.port_base is None and not spec.sockets and not restores:
             return spec.command
         values = {name: value for name, value in self.values(agent, spec).items() if name != "slot"}
-        return tuple(filled(word, values) for word in spec.command)
+        if restores:
+            values |= {"token": agent.resume_token, "checkpoint": f"{self.paths.checkpoints}/{agent.fleet}/{agent.restore}"}
+        return tuple(filled(word, values) for word in (spec.checkpoints.restore_command if restores else spec.command))
 
     def values(self, agent: Agent, spec: FleetSpec) -> dict[str, str]:
         """What stands for {slot}, {port} and {fd} in this agent's probes and command; a port of its own before that of a socket."""
@@ -604,6 +610,11 @@ class LocalLifecycleManager:
         path = self.paths.agent_lock(agent.id)
         me = os.getpid()
         return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
+
+
+def _restores(agent: Agent, spec: FleetSpec) -> bool:
+    """Whether it is started by the command that restores."""
+    return bool(agent.restore and spec.checkpoints.restore_command)
 
 
 def _make_folder(path: str) -> None:

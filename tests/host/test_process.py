@@ -18,7 +18,7 @@ import pytest
 from fleetctl.errors import SpawnFailed
 from fleetctl.host import pidfd, procfs, tag
 from fleetctl.host.process import LocalLifecycleManager
-from fleetctl.models import Agent, Exit, FleetSpec, Identity, ProcessRef
+from fleetctl.models import Agent, CheckpointsSpec, Exit, FleetSpec, Identity, ProcessRef
 from tests.contracts.harness import Program, RealWorld, new_agent, with_process
 from tests.helpers import wait_for, wait_until
 
@@ -534,3 +534,28 @@ os.kill(os.getpid(), signal.SIGKILL)
     finally:
         assert pidfd.send(process, signal.SIGKILL)
         wait_until(lambda: pidfd.identify(process) is Identity.GONE)
+
+
+def test_a_restored_agent_is_started_by_the_command_for_that_with_its_token_and_folder(world: RealWorld) -> None:
+    command = ("sh", "-c", "echo READY $0 $1 {other}", "{token}", "{checkpoint}")
+    spec = FleetSpec(name="demo", command=("false",), cwd="/", checkpoints=CheckpointsSpec(restore_command=command))
+
+    async def story() -> None:
+        fresh = replace(new_agent(), restore="demo-aaaaa/20261125t004530-ab3de", resume_token="a b; $HOME")
+        agent = world.spawn(fresh, spec)
+        folder = f"{world.paths.checkpoints}/demo/demo-aaaaa/20261125t004530-ab3de"
+        await wait_for(lambda: world.output(agent) == f"READY a b; $HOME {folder} {{other}}\n")
+
+    world.run(story())
+
+
+def test_a_restored_agent_finds_in_its_environment_what_it_is_restored_from(world: RealWorld) -> None:
+    async def story() -> None:
+        fresh = replace(new_agent(), restore="demo-aaaaa/20261125t004530-ab3de")
+        agent = world.spawn(fresh, FleetSpec(name="demo", command=("sleep", "600"), cwd="/"))
+        await wait_for(lambda: procfs.environ(leader(agent).pid))
+        environ = procfs.environ(leader(agent).pid)
+        assert environ["FLEETCTL_LAUNCH"] == "restore"
+        assert environ["FLEETCTL_RESTORE"] == f"{world.paths.checkpoints}/demo/demo-aaaaa/20261125t004530-ab3de"
+
+    world.run(story())
