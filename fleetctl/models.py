@@ -488,7 +488,8 @@ class FleetSpec:
         told = (str(self.trust_level), *self.tools) if self.tools or self.trust_level is not TrustLevel.STANDARD else ()
         ports = (f"port_base={self.port_base}",) if self.port_base is not None else ()
         listening = (*ports, *(f"{name}={address}" for name, address in self.sockets.items()))
-        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told + listening)
+        watched = (f"watchdog_seconds={self.watchdog_seconds:g}",) if self.watchdog_seconds is not None else ()
+        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told + listening + watched)
 
     @property
     def stop_signal_number(self) -> int:

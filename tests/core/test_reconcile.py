@@ -172,6 +172,7 @@ def test_replacing_processes(agents: list[Agent], expected: list[tuple[object, .
 def test_a_new_size_alone_does_not_change_what_a_process_has_to_match() -> None:
     assert replace(SPEC, replicas=9, max_replicas=50, stop_signal="INT").process_hash == SPEC.process_hash
     assert replace(SPEC, environment={"A": "1"}).process_hash != SPEC.process_hash
+    assert replace(SPEC, watchdog_seconds=5.0).process_hash != SPEC.process_hash  # it is told so when it starts
 
 
 @pytest.mark.parametrize(
