@@ -96,7 +96,7 @@ async def _main(
         LocalResourceManager(),
         paths=paths,
         lock=lock,
-        more=(control.remove_downed, control.hearing.keep_open, control.expire_checkpoints),
+        more=(control.remove_downed, control.hearing.keep_open, control.expire_checkpoints, server.keep_open, state.keep_there),
     )
     making_rounds = asyncio.create_task(rounds.run())
     try:

@@ -30,6 +30,8 @@ __all__ = ["Control", "ControlServer", "Limits"]
 
 logger = logging.getLogger(__name__)
 
+_CHECK_SECONDS = 5.0
+
 
 class ControlServer:
     """Serves one `Control` on one socket path, inside the running event loop. Handles no signals, starts no thread."""
@@ -53,6 +55,33 @@ class ControlServer:
         self._server.lifespan = config.lifespan_class(config)
         await self._server.startup(sockets=[self._socket])
         self._socket.listen(self._limits.backlog)  # asyncio made the queue as short as its batch
+
+    async def keep_open(self) -> None:
+        """Listen there anew whenever somebody removed the socket, as a tidy person may with `run/`; never returns."""
+        trouble = ""
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            try:
+                await self._ensure()
+                trouble = ""
+            except errors.FleetctlError as error:  # told once, tried again until it heals
+                if error.message != trouble:
+                    logger.error("%s", error.message)
+                trouble = error.message
+
+    async def _ensure(self) -> None:
+        if self._server is None or self._file is None or _identity(self.socket_path) == self._file:
+            return
+        with suppress(OSError):  # its parent is not ours to make: where that is gone, so is the whole state directory
+            os.mkdir(os.path.dirname(self.socket_path), 0o700)
+        fresh = bind(self.socket_path, self._limits.backlog)
+        logger.warning("%s was removed and is made again", self.socket_path)
+        before = self._server.servers
+        self._socket, self._file = fresh, _identity(self.socket_path)
+        await self._server.startup(sockets=[fresh])
+        fresh.listen(self._limits.backlog)
+        for server in before:  # who is connected stays so
+            server.close()
 
     async def stop(self) -> None:
         """End the streams, let running requests finish for a second, close every connection, remove the socket if it is ours."""

@@ -85,7 +85,7 @@ class LocalLifecycleManager:
             _make_folder(self.paths.agent_state(agent.id))
             environ = self.environment_of(agent, spec)
             with contextlib.ExitStack() as stack:
-                lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id), create=True))
+                lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id), os.O_CREAT))
                 _take(lock, agent)
                 output = logs.open_log(self.paths, agent.fleet, agent.id, spec.logs)
                 stack.callback(os.close, output)
@@ -434,8 +434,7 @@ class LocalLifecycleManager:
         if keep and os.path.exists(path):
             return
         try:
-            fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with open(fd, "wb") as file:
+            with _opened(f"{path}.tmp", os.O_CREAT | os.O_TRUNC) as fd, open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps(claim).encode())
             os.replace(f"{path}.tmp", path)
         except OSError as error:
@@ -672,12 +671,12 @@ def _inherit(pid: int, stats: Mapping[int, procfs.Stat], owner: dict[int, str]) 
 
 
 @contextlib.contextmanager
-def _opened(path: str, *, create: bool = False) -> Iterator[int]:
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+def _opened(path: str, how: int = 0) -> Iterator[int]:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | how
     try:
         fd = os.open(path, flags, 0o600)
     except FileNotFoundError:
-        if not create:
+        if not how & os.O_CREAT:
             raise
         _make_folder(os.path.dirname(path))  # somebody cleared run/
         fd = os.open(path, flags, 0o600)

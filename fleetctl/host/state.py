@@ -31,6 +31,7 @@ _PRUNE_EVERY = 1_000
 _LARGEST_WISH_BYTES = 16 * 1024 * 1024
 _LOCK_TRIES, _LOCK_RETRY_SECONDS = 20, 0.01
 _PROGRAM = "program\n"  # in the lock's file, behind the pid
+_CHECK_SECONDS = 5.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS agents (id TEXT PRIMARY KEY, fleet TEXT NOT NULL, data TEXT NOT NULL);
@@ -188,6 +189,7 @@ class LocalStateManager:
         self.paths = state_dir if isinstance(state_dir, Paths) else Paths(os.path.realpath(state_dir))
         self._thread = ThreadPoolExecutor(1, "state")
         self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # what the connection has open
         self._rows: dict[str, tuple[str, str]] = {}
         self._since_prune = 0
         self.trouble: str | None = None
@@ -261,6 +263,24 @@ class LocalStateManager:
 
         return await self._run(read)
 
+    async def keep_there(self) -> None:
+        """Write the database anew, with what is known, whenever somebody removed or replaced its file; never returns."""
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            if self._was_replaced():
+                with contextlib.suppress(StateDirectoryError):  # counted; tried again until it heals
+                    await self._run(self._write_anew)
+
+    def _was_replaced(self) -> bool:
+        return self._file is not None and _identity(self.paths.database) != self._file
+
+    def _write_anew(self) -> None:
+        if self._was_replaced():  # still: another write may have found it damaged
+            self._put_aside()
+            self.trouble = f"{self.paths.database} was removed or replaced; a new one holds what is known of the agents, but no history"
+            log.error("%s", self.trouble)
+            self._connected()
+
     async def close(self) -> None:
         if self._db is not None:
             await self._run(self._db.close)
@@ -299,7 +319,7 @@ class LocalStateManager:
             except BaseException:
                 db.close()
                 raise
-            self._db = db
+            self._db, self._file = db, _identity(self.paths.database)
         return self._db
 
     def _open(self) -> list[Agent]:
@@ -351,17 +371,29 @@ class LocalStateManager:
             db.execute("DELETE FROM samples WHERE id <= (SELECT max(id) FROM samples) - ?", (KEPT_SAMPLES,))
 
     def _set_aside(self, error: sqlite3.Error) -> None:
-        """Put the damaged database out of the way, under a name that says when; the next use makes a new one of what we know."""
+        aside = self._put_aside()
+        self.trouble = f"the database was damaged ({error}) and set aside as {aside}; running agents were found again"
+        log.error("%s", self.trouble)
+
+    def _put_aside(self) -> str:
+        """Put the database out of the way, under a name that says when; the next use makes a new one of what we know."""
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
-            self._db = None
+        self._db = self._file = None
         aside = f"{self.paths.database}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.paths.database + suffix, aside + suffix)
-        self.trouble = f"the database was damaged ({error}) and set aside as {aside}; running agents were found again"
-        log.error("%s", self.trouble)
+        return aside
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _replace_file(path: str, text: str) -> None:

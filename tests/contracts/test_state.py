@@ -22,7 +22,7 @@ from fleetctl.host.paths import Paths
 from fleetctl.host.state import LocalStateManager, read_agents, read_log, read_wishes
 from fleetctl.models import Agent, AgentState, Event, Exit, FleetSpec, ProcessRef, Replace, ScalingDecision
 from fleetctl.testing import FakeStateManager
-from tests.helpers import wait_until
+from tests.helpers import wait_for, wait_until
 
 Story = Coroutine[Any, Any, None]  # Any: what a coroutine yields is the loop's affair
 
@@ -321,6 +321,28 @@ def test_records_known_in_memory_survive_the_damage_of_a_database_in_use(real: R
             assert real.events() == ["event 1"]
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("replacement", [None, b"something else"], ids=["removed", "replaced"])
+def test_a_database_that_somebody_removed_is_written_anew(real: Real, replacement: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetctl.host.state._CHECK_SECONDS", 0.01)
+
+    async def story() -> None:
+        async with real.opened() as state:
+            await state.save([PLAIN, FULL])
+            keeping = asyncio.create_task(state.keep_there())
+            os.unlink(real.paths.database)
+            if replacement is not None:
+                Path(real.paths.database).write_bytes(replacement)
+            await wait_for(lambda: state.trouble)
+            await state.save(events=[event(1)])
+            assert real.agents() == [PLAIN, FULL]
+            assert real.events() == ["event 1"]
+            keeping.cancel()
+
+    asyncio.run(story())
+    aside = [path for path in Path(real.paths.root).glob("*.damaged-*") if not path.name.endswith(("-wal", "-shm"))]
+    assert [path.read_bytes() for path in aside] == ([] if replacement is None else [replacement])
 
 
 SPOILER = """

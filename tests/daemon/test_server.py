@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -408,6 +409,21 @@ def test_an_idle_connection_is_closed_in_the_end() -> None:
         kept.sendall(GET_DAEMON)
         assert read_to_end(kept).startswith(b"HTTP/1.1 200")
         assert read_to_end(silent) == b""
+
+
+def test_a_socket_that_somebody_removed_is_made_again_and_who_is_connected_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetctl.daemon.server._CHECK_SECONDS", 0.01)
+    with serving() as server, closing(server.connect()) as before:
+        loop = server.control.loop
+        assert loop is not None
+        keeping = asyncio.run_coroutine_threadsafe(server.server.keep_open(), loop)
+        shutil.rmtree(os.path.dirname(server.path))
+        wait_until(lambda: os.path.exists(server.path))
+        assert os.stat(server.path).st_mode & 0o777 == 0o600
+        wait_until(lambda: server.ask("GET", "/v1/daemon").status == 200)
+        before.sendall(GET_DAEMON)
+        assert before.recv(65536).startswith(b"HTTP/1.1 200")
+        keeping.cancel()
 
 
 def test_a_slow_change_is_not_cut_off_by_deadlines() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -123,6 +124,22 @@ def test_what_a_killed_daemon_did_not_tidy_up_is_tidied_up_by_the_next(place: Pl
     assert kept.exists()
     assert all(Path(place.root, f"run/locks/{agent_id}.lock").exists() for agent_id in agents)
     assert place.settled("web", 3)
+
+
+def test_run_and_database_that_somebody_removed_come_back_under_a_live_daemon(place: Place) -> None:
+    agents = fleet_of(place)
+    shutil.rmtree(f"{place.root}/run")
+    os.unlink(f"{place.root}/fleetctl.db")
+    place.client.close()
+    eventually(lambda: "removed or replaced" in str(place.client.daemon()["note"]), "a new caller is told what happened", 20)
+    place.run("scale", "4")
+    eventually(lambda: place.settled("web", 4), "another agent starts")
+    assert agents.items() <= place.leaders().items()
+    agents = place.leaders()
+    place.kill()
+    place.start()
+    eventually(lambda: place.settled("web", 4), "the next daemon knows them")
+    assert place.leaders() == agents
 
 
 def test_agents_of_a_state_directory_that_lost_everything_are_shown_and_can_be_ended(place: Place) -> None:
