@@ -15,7 +15,7 @@ from fleetctl.core.demand import Reading
 from fleetctl.core.memory import Memory, carried_over, started
 from fleetctl.core.observation import Look, Polled, count, custom_readings, host_limits, look, observe, readings, sample
 from fleetctl.core.orders import Wish
-from fleetctl.core.policy import Policy, policy_of
+from fleetctl.core.policy import Policy, policy_of, scheduled
 from fleetctl.core.scaling import Evaluation, evaluate
 from fleetctl.models import Agent, AutoscalingMode, FleetSpec, HostUsage, ProcessRef, ScalingDecision, Usage
 from fleetctl.ports import Clock
@@ -45,7 +45,7 @@ class Autoscaler:
         self._backlog: int | None = None
         self._reports: Mapping[str, Report] = {}
         self._memory: Memory | None = None
-        self._policy: tuple[FleetSpec, Policy] | None = None
+        self._policy: tuple[FleetSpec, int, Policy] | None = None
         self._recommended: int | None = None
         self._measured = asyncio.Event()
         self._unsaved = False
@@ -133,7 +133,7 @@ class Autoscaler:
 
     def evaluate(self, wish: Wish, agents: Iterable[Agent]) -> Evaluation | None:
         """What to do now, by all that was measured; None while there is nothing to decide. If it `acts`, it has to be carried out."""
-        if not wish.replicas and wish.spec.min_replicas:
+        if not wish.replicas and self._policy_of(wish.spec).min_replicas:
             # As in Kubernetes: none at all is a wish of its own, and not one to be overruled.
             self.last, self._resting = None, "it rests, because the fleet is scaled to 0"
             return None
@@ -190,13 +190,14 @@ class Autoscaler:
         spec, now = wish.spec, self._clock.monotonic()
         enabled, last = spec.autoscaling.enabled, self.last
         memory, interval = self._memory, spec.autoscaling_interval_seconds
+        policy = self._policy_of(spec) if enabled else None
         tick = None if memory is None or memory.tick_at is None else max(0.0, memory.tick_at + interval - now)
         return {
             "enabled": enabled,
             "mode": str(spec.autoscaling.mode) if enabled else None,
             "current_replicas": wish.replicas,
-            "min_replicas": spec.min_replicas,
-            "max_replicas": spec.max_replicas,
+            "min_replicas": policy.min_replicas if policy else spec.min_replicas,
+            "max_replicas": policy.max_replicas if policy else spec.max_replicas,
             "scale_up_count": self.scale_ups,
             "scale_down_count": self.scale_downs,
             "next_decision_seconds": round(tick, 3) if enabled and last and tick is not None else None,
@@ -205,9 +206,11 @@ class Autoscaler:
         }
 
     def _policy_of(self, spec: FleetSpec) -> Policy:
-        if self._policy is None or self._policy[0] is not spec:
-            self._policy = spec, policy_of(spec)
-        return self._policy[1]
+        """The policy in force; looked up once a minute, for schedules begin and end with one."""
+        minute = int(self._clock.time() // 60)
+        if self._policy is None or self._policy[0] is not spec or self._policy[1] != minute:
+            self._policy = spec, minute, policy_of(scheduled(spec, self._clock.time()))
+        return self._policy[2]
 
 
 def _recorded(evaluation: Evaluation, policy: Policy, ready: int, wall: float) -> Json:

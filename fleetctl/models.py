@@ -334,6 +334,19 @@ class MetricSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSpec:
+    """`[[fleet.autoscaling.schedules]]`: other bounds or another target at times that recur; of several, the last in force wins."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    cron: Annotated[str, Setting(doc='When it begins, like "30 8 * * 1-5"')]
+    duration_seconds: Annotated[float, Setting(doc="How long it is in force each time", ge=60, le=86400)]
+    timezone: Annotated[str, Setting(doc='Where those times are of, like "Europe/Berlin"')] = "UTC"
+    min_replicas: Annotated[int | None, Setting(doc="Fewest agents meanwhile", ge=0, le=100000)] = None
+    max_replicas: Annotated[int | None, Setting(doc="Most agents meanwhile", ge=1, le=100000)] = None
+    target_cpu_utilization: Annotated[float | None, Setting(doc="CPU utilization that scaling aims at meanwhile", gt=0, le=90)] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AutoscalingSpec:
     """`[fleet.autoscaling]`: a number of agents that follows the load, between min_replicas and max_replicas."""
 
@@ -354,6 +367,7 @@ class AutoscalingSpec:
         Setting(doc="Requests waiting per agent that scaling aims at, where agents report them", gt=0, le=1e9),
     ] = None
     metrics: Annotated[Mapping[str, MetricSpec], Setting(doc="Metrics of one's own, by name")] = field(default_factory=dict)
+    schedules: Annotated[tuple[ScheduleSpec, ...], Setting(doc="Other bounds or another target at times that recur")] = ()
     metrics_interval_seconds: Annotated[float, Setting(doc="The agents are measured at least this often", ge=0.2, le=5)] = 5.0
     window_seconds: Annotated[
         float,

@@ -23,6 +23,7 @@ from fleetctl.models import (
     MetricScope,
     MetricSpec,
     ResourceLimitsSpec,
+    ScheduleSpec,
     Usage,
     WarmPoolSpec,
 )
@@ -405,6 +406,26 @@ def test_a_queue_that_grows_faster_than_the_fleet_goes_on_asking_for_more() -> N
         place.measure = measure  # type: ignore[method-assign]  # what a Polling would have said stands beside it
         await place.passes(300, until=lambda: place.size == 10)
         assert place.size == 10
+
+    place.run(story)
+
+
+def test_schedules_change_the_bounds_while_they_are_in_force() -> None:
+    # The fake day begins at 22:13:20 UTC.
+    schedule = ScheduleSpec(cron="20 22 * * *", duration_seconds=600, min_replicas=5)
+    place = Place(replace(SPEC, scale_down_stabilization_seconds=60.0, autoscaling=AutoscalingSpec(enabled=True, schedules=(schedule,))))
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(20.0)
+        await place.passes(300)
+        assert place.size < 3
+        await place.passes(300, until=lambda: place.size == 5)
+        assert place.size == 5
+        assert place.state.history[-1][1].reason.endswith("fewer than min_replicas 5")
+        assert fleet.autoscaling_status()["min_replicas"] == 5
+        await place.passes(1200, until=lambda: place.size < 5)
+        assert place.size < 5
+        assert fleet.autoscaling_status()["min_replicas"] == 1
 
     place.run(story)
 

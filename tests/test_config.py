@@ -365,6 +365,19 @@ MISTAKES = [
             ("queue", 'target = 5\nformula = "nothing + 1"', '.formula = "nothing + 1": no metric nothing; there are cpu'),
         ]
     ),
+    *(
+        (HEAD + f"[[fleet.autoscaling.schedules]]\n{text}\n", [f"fleet.autoscaling.schedules[0]{said}"])
+        for text, said in [
+            ('cron = "0 0 31 2 *"\nduration_seconds = 60', '.cron = "0 0 31 2 *": names a day that no month has'),
+            ('cron = "0 25 * * *"\nduration_seconds = 60', ".cron = \"0 25 * * *\": '25' is not within 0 to 23"),
+            ('cron = "0 5 * * *"\nduration_seconds = 60\ntimezone = "Mars/North"', '.timezone = "Mars/North": no such time zone here'),
+            (
+                'cron = "0 5 * * *"\nduration_seconds = 60\nmin_replicas = 5\nmax_replicas = 4',
+                ".min_replicas = 5 is more than max_replicas (4)",
+            ),
+            ('cron = "0 5 * * *"\nduration_seconds = 5', ".duration_seconds"),
+        ]
+    ),
     (HEAD + "target_cpu_utilization = 95\n", ["fleet.target_cpu_utilization = 95: must be a number above 0, at most 90"]),
     (HEAD + '[fleet.autoscaling]\nmode = "maybe"\n', ['fleet.autoscaling.mode = "maybe": must be one of "act", "recommend"']),
     (

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from fleetctl import formula
+from fleetctl import cron, formula
 from fleetctl.addresses import filled, is_loopback, parse, parse_url, placeholders
 from fleetctl.config.settings import ENVIRONMENT_NAME, RESERVED_PREFIX, SECRET_REFERENCE, keys_of, sections, setting, settings
 from fleetctl.config.toml_lines import KeyPath
@@ -309,6 +310,28 @@ def _check_endpoint(where: KeyPath, url: str, allowed: object) -> Iterator[Probl
         yield Problem(where, f": {error}")
 
 
+def _check_schedules(values: Mapping[str, Any]) -> Iterator[Problem]:
+    schedules = find(values, ("autoscaling", "schedules"))
+    for index, one in enumerate(schedules if isinstance(schedules, list) else []):
+        if not isinstance(one, dict):
+            continue
+        where: KeyPath = ("autoscaling", "schedules", index)
+        text, zone = one.get("cron"), one.get("timezone")
+        try:
+            if isinstance(text, str):
+                cron.parse(text)
+        except ValueError as error:
+            yield Problem((*where, "cron"), f": {error}")
+        try:
+            if isinstance(zone, str):
+                ZoneInfo(zone)
+        except (ValueError, OSError, ZoneInfoNotFoundError):
+            yield Problem((*where, "timezone"), ': no such time zone here; write it like "Europe/Berlin", or "UTC"')
+        least, most = one.get("min_replicas"), one.get("max_replicas")
+        if isinstance(least, int) and isinstance(most, int) and least > most:
+            yield Problem((*where, "min_replicas"), f" is more than max_replicas ({shown(most)})")
+
+
 def _check_autoscaling_numbers(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Times of which one may not be shorter than the other, and counts within the fleet's bounds."""
     if not isinstance(values.get("autoscaling"), dict):
@@ -446,6 +469,7 @@ _RULES = (
     _check_probes,
     _check_autoscaling,
     _check_metrics,
+    _check_schedules,
 )
 _RULES_OF_SEVERAL = (_check_replicas, _check_pairs, _check_autoscaling_numbers)
 

@@ -25,6 +25,7 @@ SECRET_REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"
 # What the patterns and the types of these settings mean, in words.
 _ALLOWED = {
     "autoscaling.metrics": "tables, [fleet.autoscaling.metrics.NAME]",
+    "autoscaling.schedules": "tables, [[fleet.autoscaling.schedules]], with cron and duration_seconds",
     "name": "1 to 40 lower-case letters, digits and dashes, with no dash at either end",
     "command": 'a list of the program and its arguments, like ["python3", "worker.py"]',
     "stop_signal": "the name of a signal, like TERM or INT",
@@ -50,6 +51,7 @@ _EXAMPLES = {
     "port_base": 8000,
     "sockets": {"http": "127.0.0.1:8080"},
     "watchdog_seconds": 30.0,
+    "autoscaling.schedules": [],
     "autoscaling.metrics": {"backlog": {"file": "backlog.txt", "target": 10}},
     "resource_limits.cpu_limit": 1.0,
     "resource_limits.memory_limit_mb": 512.0,
@@ -193,7 +195,7 @@ def schema() -> dict[str, Any]:
         _drop_unsupported(definitions[_definition(table)], name + ".")
     _drop_unsupported(fleet, "")
     kept = {name: _definition(table) for name, table in tables.items() if definitions[_definition(table)]["properties"]}
-    inner = {"MetricSpec"}  # a table of tables, of which the user gives the names
+    inner = {"MetricSpec", "ScheduleSpec"}  # tables in a table, of which there may be many
     definitions = {key: value for key, value in definitions.items() if "properties" not in value or key in {*kept.values(), *inner}}
     references = {name: {"$ref": f"#/$defs/{definition}", "description": sections()[name]} for name, definition in kept.items()}
     fleet["properties"] |= references | _written_forms(fleet["properties"])

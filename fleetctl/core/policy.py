@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, tzinfo
 from math import ceil, floor
+from zoneinfo import ZoneInfo
 
 from fleetctl.core.demand import Reading, Target, cpu, custom, memory, occupancy, pending
+from fleetctl.cron import parse
 from fleetctl.errors import ConfigError
 from fleetctl.models import RATE_PATTERN, AutoscalingMode, FallbackBehavior, FleetSpec, MetricScope
 
@@ -74,8 +77,27 @@ def parse_rate(text: str) -> Rate:
     return Rate(value=int(found[1]), percent=bool(found[2]), period_seconds=float(found[3]))
 
 
+def scheduled(spec: FleetSpec, wall: float) -> FleetSpec:
+    """The spec with what its schedules change at this Unix time. Bounds that would cross give way to the fewest agents."""
+    for schedule in spec.autoscaling.schedules:
+        if not parse(schedule.cron).within(wall, schedule.duration_seconds, _zone(schedule.timezone)):
+            continue
+        given = {name: value for name in _SCHEDULED if (value := getattr(schedule, name)) is not None}
+        spec = replace(spec, **given)
+        spec = replace(spec, max_replicas=max(spec.max_replicas, spec.min_replicas))
+    return spec
+
+
+def _zone(name: str) -> tzinfo:
+    """UTC needs no database of time zones, which a small machine may not have."""
+    return UTC if name == "UTC" else ZoneInfo(name)
+
+
+_SCHEDULED = ("min_replicas", "max_replicas", "target_cpu_utilization")
+
+
 def policy_of(spec: FleetSpec) -> Policy:
-    """What the rule is told of a fleet with these settings."""
+    """What the rule is told of a fleet with these settings; its schedules aside."""
     wanted = spec.autoscaling
     return Policy(
         min_replicas=spec.min_replicas,
