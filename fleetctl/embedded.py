@@ -5,12 +5,8 @@ no signal, no child that is not an agent's, no limit, no umask.
 """
 
 import asyncio
-import atexit
 import logging
 import os
-import shutil
-import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -31,6 +27,7 @@ from fleetctl.host.clock import SystemClock
 from fleetctl.host.commands import end_leftovers
 from fleetctl.host.metrics import LocalResourceManager
 from fleetctl.host.paths import Paths
+from fleetctl.host.private import PrivateDirectory, clear_abandoned
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.host.state import DirectoryLock, LocalStateManager
 from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, Usage
@@ -200,16 +197,14 @@ class Home:
 
     def _local(self, state_dir: str | None) -> "_LocalManagers":
         """This machine's hands, over the given directory or one of our own."""
-        root = os.path.realpath(os.path.expanduser(state_dir) if state_dir is not None else tempfile.mkdtemp(prefix="fleetctl-"))
-        lifecycle = LocalLifecycleManager(root)
         if state_dir is None:
+            private = PrivateDirectory()
+            self._stack.callback(private.remove)
             self._fresh = True
-            self._stack.callback(shutil.rmtree, root, ignore_errors=True)
-            # A program that ends without cleanup leaves agents that nobody would find again, and their directory.
-            leave = _AtExit(lifecycle, root)
-            atexit.register(leave)
-            self._stack.callback(atexit.unregister, leave)
-        return _LocalManagers(lifecycle=lifecycle, state=LocalStateManager(root), resources=LocalResourceManager())
+            clearing = asyncio.create_task(asyncio.to_thread(clear_abandoned))  # beside the rest: some of it takes its time
+            self._stack.push_async_callback(_finished, clearing)
+        root = private.root if state_dir is None else os.path.realpath(os.path.expanduser(state_dir))
+        return _LocalManagers(lifecycle=LocalLifecycleManager(root), state=LocalStateManager(root), resources=LocalResourceManager())
 
     async def _recall(self, state: StateManager | None) -> tuple[list[Agent], Mapping[str, Any] | None]:
         """What an earlier program left on record of this fleet: its agents, and its stored spec unless it was taken down."""
@@ -357,29 +352,12 @@ class Home:
             raise FleetctlError(f"fleet {self.name} is not looked after any more: {self.problem}")
 
 
+async def _finished(task: "asyncio.Task[None]") -> None:
+    with suppress(Exception):  # it is nothing to this program
+        await task
+
+
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-
-
-class _AtExit:
-    """Ends the agents of a directory of our own when the interpreter ends; not in a child that was forked from it."""
-
-    def __init__(self, lifecycle: LocalLifecycleManager, root: str) -> None:
-        self._lifecycle, self._root, self._pid = lifecycle, root, os.getpid()
-
-    def __call__(self) -> None:
-        if os.getpid() != self._pid:
-            return
-        for _ in range(100):
-            trees = self._lifecycle.find()
-            agents = [
-                Agent(id=tree.agent_id, fleet=tree.fleet, slot=tree.slot, created_at=0.0, token=tree.token, process=tree.leader)
-                for tree in trees
-            ]
-            if not agents:
-                break
-            self._lifecycle.kill(agents)
-            time.sleep(_END_AGAIN_SECONDS)
-        shutil.rmtree(self._root, ignore_errors=True)

@@ -101,6 +101,22 @@ def is_kept_by_program(paths: Paths) -> bool:
     return found is not None and found[1]
 
 
+def was_kept_by_program(paths: Paths) -> bool:
+    """Whether nobody holds the state directory, and who did was a program that embedded its fleet and is gone."""
+    try:
+        fd = os.open(paths.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        pid, by_program = _holder(fd)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return by_program and pid != 0 and not os.path.exists(f"/proc/{pid}")
+
+
 def _lock_holder(paths: Paths) -> tuple[int, bool] | None:
     try:
         fd = os.open(paths.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

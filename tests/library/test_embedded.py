@@ -346,6 +346,26 @@ def test_a_program_that_ends_without_cleanup_leaves_nothing_either(end: str) -> 
     assert folders_of_ours() == before
 
 
+def test_what_a_killed_program_left_in_a_directory_of_its_own_is_cleared_away_by_the_next() -> None:
+    before = folders_of_ours()
+    told = (
+        "print(json.dumps([*(agent.process.pid for agent in fleet._home.fleet.agents)]), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM.replace("END", told)], capture_output=True, text=True, timeout=60, check=False)
+    pids = json.loads(done.stdout)
+    (left,) = folders_of_ours() - before
+    assert all(alive(pid) for pid in pids)
+
+    async def story(fleet: FleetManager) -> None:
+        (mine,) = folders_of_ours() - before - {left}
+        await wait_for(lambda: left not in folders_of_ours())
+        assert not any(alive(pid) for pid in pids)
+        assert mine in folders_of_ours()
+        assert len(await fleet.scale_up(1, SLEEPER)) == 1
+
+    run(story)
+
+
 # -- importing
 
 
