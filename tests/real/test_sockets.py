@@ -216,7 +216,8 @@ def test_uvicorn_serves_on_the_descriptor_it_is_told(place: Place) -> None:
     Path(place.root, "app.py").write_text(
         "async def app(scope, receive, send):\n"
         "    if scope['type'] == 'http':\n"
-        "        await send({'type': 'http.response.start', 'status': 200, 'headers': [(b'connection', b'close'), (b'content-length', b'12')]})\n"
+        "        headers = [(b'connection', b'close'), (b'content-length', b'12')]\n"
+        "        await send({'type': 'http.response.start', 'status': 200, 'headers': headers})\n"
         "        await send({'type': 'http.response.body', 'body': b'from uvicorn'})\n"
     )
     command = (sys.executable, "-m", "uvicorn", "app:app", "--fd", "{fd}", "--lifespan", "off")
