@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ from tests.real.conftest import place
 from tests.real.harness import ROOT, Place
 
 __all__ = ["place"]
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Others on this machine have private directories of programs too. Its path is short, for the sockets in it."""
+    tmp_path_factory.getbasetemp()  # made when it is first asked for, and that is to be elsewhere
+    folder = tempfile.mkdtemp(prefix="fl-")
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    yield
+    shutil.rmtree(folder)
+
 
 QUICK: dict[str, Any] = {"readiness": {"settle_seconds": 0.05}, "warm_pool": {"enabled": False}, "graceful_drain": {"timeout_seconds": 5}}
 SLEEPER = AgentConfig(command=["sleep", "600"])
@@ -224,6 +237,7 @@ def test_the_three_managers_can_be_given_by_folder(place: Place) -> None:
 
 
 def folders_of_ours() -> set[str]:
+    """Private directories of programs."""
     return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("fleetctl-")}
 
 
