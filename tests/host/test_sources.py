@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def serving(*answers: bytes) -> Iterator[tuple[int, list[bytes]]]:
                 if not answer:
                     silent.append(connection)
                     continue
-                connection.sendall(answer)
+                with suppress(OSError):  # who has read enough hangs up
+                    connection.sendall(answer)
                 connection.close()
 
         thread = threading.Thread(target=serve, daemon=True)
