@@ -3,6 +3,17 @@
 `FakeMachine` is a process table in memory. A `FakeLifecycleManager` works on it, and like a daemon it can die: make another one over
 the same machine, read what `FakeStateManager` had committed, and see what is recovered. `run_in_fake_time` runs a coroutine in an
 event loop whose time is a `FakeClock`: nothing ever waits for real, and "until everything has settled" is `await settled()`.
+
+A program that uses FleetManager is tested so, with no process and no waiting:
+
+    machine = FakeMachine()
+
+    async def story() -> None:
+        fleet = FleetManager()
+        await fleet.initialize(FakeLifecycleManager(machine), FakeStateManager(), FakeResourceManager(), clock=machine.clock)
+        assert len(await fleet.scale_up(3)) == 3
+
+    run_in_fake_time(machine.clock, story())
 """
 
 import asyncio

@@ -3,8 +3,11 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import fleetctl
+import fleetctl.testing
 from tests.real.harness import ROOT
 
 
@@ -24,6 +27,11 @@ def test_the_program_of_the_readme_runs() -> None:
     assert ready
     assert metrics
     assert len(re.findall(r"fleet-\S{5}\b", ended)) == (2 if acquired == "warm" else 1)
+
+
+def test_the_story_in_the_docstring_of_the_fakes_is_true() -> None:
+    lines = (fleetctl.testing.__doc__ or "").partition("no waiting:\n")[2].splitlines()
+    exec(textwrap.dedent("\n".join(lines)), {**vars(fleetctl.testing), "FleetManager": fleetctl.FleetManager})
 
 
 def test_the_example_gives_each_session_an_agent() -> None:

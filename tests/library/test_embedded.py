@@ -269,6 +269,20 @@ def test_a_directory_that_is_given_is_kept_with_its_history(place: Place) -> Non
     run(second, state_dir=place.root)
 
 
+def test_what_an_agent_keeps_is_saved_before_it_is_drained(place: Place) -> None:
+    async def story(fleet: FleetManager) -> None:
+        keeps = 'echo 42 > "$STATE_DIRECTORY/count"; exec sleep 600'
+        (one,) = await fleet.scale_up(1, AgentConfig(command=["/bin/sh", "-c", keeps]))
+        await wait_for(lambda: list(Path(place.root).glob("agents/*/count")))
+        assert await fleet.scale_down(0) == [one.agent_id]
+        (saved,) = Path(place.root).glob(f"checkpoints/fleet/{one.agent_id}/*")
+        assert json.loads((saved / "checkpoint.json").read_text())["agent"] == one.agent_id
+        (kept,) = saved.rglob("count")
+        assert kept.read_text() == "42\n"
+
+    run(story, state_dir=place.root)
+
+
 def test_a_directory_has_one_keeper(place: Place) -> None:
     async def story(fleet: FleetManager) -> None:
         await fleet.scale_up(1, SLEEPER)
