@@ -49,8 +49,8 @@ async def run(
         try:
             ended = await _end_of(process)
         finally:
-            # Also what it left running in its group, however it ended.
-            _end(process, mark, whole=ended is None)
+            # Also what it left running, however it ended.
+            _end(process, mark, lifecycle, whole=ended is None)
     return ended
 
 
@@ -63,9 +63,9 @@ def end_leftovers(state_root: str) -> None:
                 pidfd.send(_ref(pid), signal.SIGKILL)
 
 
-def _end(process: ProcessRef, mark: str, *, whole: bool) -> None:
+def _end(process: ProcessRef, mark: str, lifecycle: LocalLifecycleManager, *, whole: bool) -> None:
     pidfd.send(process, signal.SIGKILL, group=True)
-    if whole:  # it may have hung in a child that left its group
+    if whole or _left_something(process, mark, lifecycle):  # in a child that left its group
         for _ in range(_KILL_ROUNDS):
             left = list(_marked(mark))
             for one in left:
@@ -73,6 +73,19 @@ def _end(process: ProcessRef, mark: str, *, whole: bool) -> None:
             if not left:
                 break
     _reap(process.pid)
+
+
+def _left_something(process: ProcessRef, mark: str, lifecycle: LocalLifecycleManager) -> bool:
+    """Whether a command that ended may have left processes outside its group, told without a look at every process of the machine.
+
+    They, or what stands above them, became our children when it ended. What is ending just now may leave some of its own. Where orphans
+    do not come to us, nobody can tell, and a look at everything after each probe would cost too much.
+    """
+    for pid in lifecycle.orphans() or ():
+        found = procfs.stat(pid)
+        if found is None or not found.alive or found.pgid == process.pid or procfs.environ(pid).get(MARK) == mark:
+            return True
+    return False
 
 
 def _ref(pid: int) -> ProcessRef:

@@ -287,11 +287,13 @@ class LocalLifecycleManager:
 
     def _has_no_orphans(self) -> bool:
         """Whether every child of ours is a leader that we started: surely, or False."""
+        orphans = self.orphans()
+        return orphans is not None and not any((found := procfs.stat(pid)) and found.alive for pid in orphans)
+
+    def orphans(self) -> set[int] | None:
+        """Children of ours, ended ones included, that are neither leaders that we started nor helpers; None where nobody can tell."""
         children = procfs.children() if self._orphans_come_to_us else None
-        if children is None:
-            return False
-        unexplained = children - {process.pid for process in self._spawned} - self._helpers
-        return not any((found := procfs.stat(pid)) and found.alive for pid in unexplained)
+        return None if children is None else children - {process.pid for process in self._spawned} - self._helpers
 
     def _loners(self, agents: Sequence[Agent]) -> dict[str, ProcessRef]:
         """The agents whose trees are surely their leader and nobody else, by the same reasoning: it has no child, and we no orphan.

@@ -209,6 +209,48 @@ asyncio.run(main())
     subprocess.run([sys.executable, "-c", story], check=True, timeout=30, cwd=Path(__file__).parents[2])
 
 
+def test_what_a_command_leaves_outside_its_group_ends_with_it(state_dir: str) -> None:
+    """In a process of its own, because it takes the orphans of its descendants. Its agent's own orphan is left alone."""
+    story = f"""
+import asyncio
+import secrets
+from fleetctl.host import procfs
+from fleetctl.host.paths import Paths
+from fleetctl.host.probes import LocalProber
+from fleetctl.host.process import LocalLifecycleManager, become_subreaper
+from fleetctl.models import FleetSpec, Probe
+from dataclasses import replace
+from tests.helpers import wait_for
+from tests.host.test_probes import AGENT
+
+def left(name):
+    pid = int(open("{state_dir}/" + name).read())
+    return (stat := procfs.stat(pid)) is not None and stat.alive
+
+async def main():
+    become_subreaper()
+    paths = Paths({state_dir!r})
+    paths.prepare()
+    manager = LocalLifecycleManager(paths, owns_all_children=True)
+    daemonize = "setsid sh -c 'echo $$ > {state_dir}/NAME; setsid sleep 600 & echo $! > {state_dir}/NAME.below; exec sleep 600' & "
+    wait = "until test -s {state_dir}/NAME.below; do sleep 0.01; done"
+    spec = FleetSpec(name="demo", command=("sh", "-c", (daemonize + wait + "; exec sleep 600").replace("NAME", "agent")), cwd="/")
+    agent = replace(AGENT, token=secrets.token_hex(8))
+    agent = replace(agent, process=manager.spawn(agent, spec))
+    try:
+        probe = Probe(exec=("sh", "-c", (daemonize + wait).replace("NAME", "probe")))
+        assert await LocalProber(manager).check(probe, agent, spec, timeout_seconds=60.0) is None
+        await wait_for(lambda: not left("probe") and not left("probe.below"))
+        await wait_for(lambda: len(manager.survivors([agent])[agent.id]) == 3)
+        assert left("agent") and left("agent.below")
+    finally:
+        manager.kill([agent])
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", story], check=True, timeout=60, cwd=Path(__file__).parents[2])
+
+
 def test_what_a_killed_daemon_had_running_is_ended_by_the_next(state_dir: str) -> None:
     environ = {"PATH": os.environ["PATH"], MARK: secrets.token_hex(8)}
     ours = subprocess.Popen(["sleep", "600"], env={**environ, "FLEETCTL_STATE_DIR": state_dir}, start_new_session=True)
