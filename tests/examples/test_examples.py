@@ -166,3 +166,27 @@ def test_autoscaled_fleets_grow_under_load_and_shrink_when_it_is_gone(place: Pla
 
 def _size(place: Place, fleet: str) -> int:
     return int(place.client.status(fleet)["fleets"][0]["desired_replicas"])
+
+
+def test_a_session_acquires_an_mcp_server_with_its_folder_and_its_tools(place: Place, tmp_path: Path) -> None:
+    folder = Path(place.root, "example")
+    shutil.copytree(ROOT / "examples/mcp-pool", folder, ignore=shutil.ignore_patterns(".venv"))
+    (folder / ".venv").symlink_to(sys.prefix)  # stands for the one that the README makes
+    file = folder / "fleet.toml"
+    file.write_text(file.read_text().replace("size = 3", "size = 1") + f'\n[fleet.environment]\nPYTHONPATH = "{ROOT}"\n')
+    assert "mcp-pool  1 of 1 ready" in place.run("up", "--file", str(file)).stdout
+    eventually(lambda: place.client.status("mcp-pool")["fleets"][0]["warm_pool"]["current_size"] == 1, "a server waits", 20.0)
+    workspace = tmp_path / "notes"
+    words = [sys.executable, str(folder / "session.py"), str(workspace)]
+    environ = {**os.environ, "FLEETCTL_STATE_DIR": place.root, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(words, env=environ, capture_output=True, text=True, check=True, timeout=60).stdout
+    found = re.fullmatch(
+        r"(mcp-pool-\w{5}) at http://127\.0\.0\.1:\d+/mcp, from the warm pool in [\d.]+ ms\n"
+        r"the note says '1\. ask\\n2\. do\\n'\n"
+        r"its tools: write_note, read_note\n",
+        told,
+    )
+    assert found, told
+    assert (workspace / "plan.md").read_text() == "1. ask\n2. do\n"
+    place.run("down")
+    assert not place.processes()
