@@ -9,9 +9,10 @@ from fleetctl.core.contract import Report
 from fleetctl.fleet import Fleet
 from fleetctl.health import metrics_of, problems_of
 from fleetctl.host import metrics
+from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
 from fleetctl.host.sockets import ListeningSockets
-from fleetctl.models import Agent, AgentState, Replace, Usage
+from fleetctl.models import Agent, AgentState, FleetSpec, Replace, Usage
 
 Json = dict[str, Any]  # Any: JSON values
 
@@ -20,7 +21,7 @@ def fleet_view(
     fleet: Fleet, usage: Mapping[str, Usage], *, now: float, wall: float, dropped: Callable[[str], Mapping[str, int]] = lambda agent_id: {}
 ) -> Json:
     """A fleet as `status` shows it. `now`: the boot's clock; `wall`: Unix time; `dropped`: an agent's messages that were, by reason."""
-    reports = fleet.reports
+    reports, unsaved = fleet.reports, fleet.supervisor.unsaved
     return {
         "name": fleet.spec.name,
         "desired_replicas": fleet.wish.replicas,
@@ -29,15 +30,33 @@ def fleet_view(
         "warm_pool": fleet.warm_pool_stats(),
         "command": list(fleet.spec.command),
         "down": fleet.wish.down,
-        "notes": [fleet.supervisor.trouble] if fleet.supervisor.trouble else [],
+        "notes": list(_troubles(fleet)),
         **health_view(fleet, usage),
         "agents": [
             agent_view(
-                agent, usage.get(agent.id), now=now, wall=wall, report=reports.get(agent.id), dropped=sum(dropped(agent.id).values())
+                agent,
+                usage.get(agent.id),
+                now=now,
+                wall=wall,
+                report=reports.get(agent.id),
+                dropped=sum(dropped(agent.id).values()),
+                unsaved=unsaved.get(agent.id),
             )
             for agent in fleet.agents
         ],
     }
+
+
+def _troubles(fleet: Fleet) -> Iterator[str]:
+    if fleet.supervisor.trouble:
+        yield fleet.supervisor.trouble
+    waiting = fleet.supervisor.unsaved
+    for agent_id, problem in sorted(waiting.items())[:1]:
+        others = f", and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        yield (
+            f"{agent_id}{others}: no checkpoint can be taken ({problem}); free some space, or stop without one: "
+            f"`fleetctl drain {agent_id} --now`, `fleetctl down --now`"
+        )
 
 
 def health_view(fleet: Fleet, usage: Mapping[str, Usage]) -> Json:
@@ -59,6 +78,12 @@ def _known(value: float) -> float | None:
     return None if isnan(value) else round(value, 3)
 
 
+def limits_view(spec: FleetSpec, limits: LocalLimits) -> list[Json]:
+    """The limits that an agent has, and what holds it to each; empty where nothing does."""
+    held = limits.mechanisms(spec.resource_limits)
+    return [{"name": name, "value": getattr(spec.resource_limits, name), "held_by": by} for name, by in held.items()]
+
+
 def sockets_view(fleet: Fleet, sockets: ListeningSockets, notes: list[str]) -> Json:
     """What a fleet's view has besides where it declares listening sockets; a trouble with one is a note."""
     trouble = sockets.trouble(fleet.spec.name)
@@ -75,7 +100,16 @@ def autoscaling_view(fleet: Fleet) -> Json:
     return {name: value for name, value in fleet.autoscaling_status().items() if name not in ("current_replicas", "last_decision")}
 
 
-def agent_view(agent: Agent, usage: Usage | None, *, now: float, wall: float, report: Report | None = None, dropped: int = 0) -> Json:
+def agent_view(
+    agent: Agent,
+    usage: Usage | None,
+    *,
+    now: float,
+    wall: float,
+    report: Report | None = None,
+    dropped: int = 0,
+    unsaved: str | None = None,
+) -> Json:
     """An agent as `status` and `ps` show it."""
     usage = usage if agent.process else None
     exit = agent.last_exit
@@ -98,7 +132,8 @@ def agent_view(agent: Agent, usage: Usage | None, *, now: float, wall: float, re
         "next_try_seconds": None if next_try is None else round(next_try, 3),
         "replacing": agent.replace is not Replace.NO,
         "pooled": agent.pooled,
-        "note": "; ".join(_notes(agent, usage, next_try, wall)),
+        "unsaved": unsaved,
+        "note": "; ".join([*([f"no checkpoint can be taken: {unsaved}"] if unsaved else []), *_notes(agent, usage, next_try, wall)]),
         "status_text": report.status if report else "",
         "active": report.active if report else None,
         "slots": report.slots if report else None,
@@ -126,7 +161,15 @@ def inspected(
     spec, report = fleet.spec, fleet.reports.get(agent.id)
     return {
         "schema": "fleetctl/agent/v1",
-        **agent_view(agent, usage, now=now, wall=wall, report=report, dropped=sum(dropped.values())),
+        **agent_view(
+            agent,
+            usage,
+            now=now,
+            wall=wall,
+            report=report,
+            dropped=sum(dropped.values()),
+            unsaved=fleet.supervisor.unsaved.get(agent.id),
+        ),
         "fleet": agent.fleet,
         "created_at": rfc3339(agent.created_at),
         "started_at": rfc3339(agent.started_at) if agent.started_at else None,

@@ -36,6 +36,7 @@ class AgentStatus(TypedDict):
     `next_try_seconds`: until an agent in backoff or failed is started again; null where it is not. `replacing`: its process is to be
     replaced by a new one.
     `pooled`: in the warm pool, and no replica; `from_warm_pool`: a replica that was there.
+    `unsaved`: why no checkpoint of it can be taken, for which its end waits; null where it does not.
     `status_text`, `active`, `slots` and `pending` are what it last said of itself; null: never said. `dropped_messages`: how many of its
     messages were bad or too many.
     """
@@ -54,6 +55,7 @@ class AgentStatus(TypedDict):
     next_try_seconds: float | None
     replacing: bool
     pooled: bool
+    unsaved: str | None
     note: str | None
     status_text: str
     active: int | None
@@ -169,6 +171,14 @@ class TreeProcess(TypedDict):
     command: str
 
 
+class Limit(TypedDict):
+    """A limit of `resource_limits`. `held_by`: "cgroup v2", "cgroup v1", "rlimit", "watch": a look now and then; empty: nothing."""
+
+    name: str
+    value: float
+    held_by: str
+
+
 class AgentDetail(AgentStatus):
     """One agent in full. `environment`: names only. `tokens` (in, out) and `cost` (US dollars) are totals, as the agent gave them."""
 
@@ -182,6 +192,7 @@ class AgentDetail(AgentStatus):
     state_directory: str
     processes: list[TreeProcess]
     environment: list[str]
+    limits: NotRequired[list[Limit]]
     idle: bool | None
     progress: int | None
     metrics: dict[str, float]

@@ -489,6 +489,7 @@ def _offline_agent(agent: "Agent") -> "AgentStatus":
         "next_try_seconds": None,
         "replacing": False,
         "pooled": agent.pooled,
+        "unsaved": None,
         "note": note,
         "status_text": "",
         "active": None,

@@ -33,6 +33,7 @@ def an_agent(number: int = 0, fleet: str = "web", **changes: Any) -> Json:
         "next_try_seconds": None,
         "replacing": False,
         "pooled": False,
+        "unsaved": None,
         "note": "",
         "status_text": "",
         "active": None,

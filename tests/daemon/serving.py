@@ -36,6 +36,7 @@ def agent() -> Json:
         "next_try_seconds": None,
         "replacing": False,
         "pooled": False,
+        "unsaved": None,
         "note": "",
         "status_text": "",
         "active": 1,
