@@ -152,6 +152,16 @@ def _why(agent: Object) -> list[str]:
             return [f"it ended ({last_exit(agent['last_exit'])}) and does not come back", *notes]
 
 
+def _ready_when(readiness: Object) -> list[str]:
+    probed = any(readiness.get(kind) for kind in ("http", "tcp", "exec"))
+    when = [*(["it says READY=1"] if readiness.get("notify") else []), *(["its readiness probe succeeds"] if probed else [])]
+    if not when:
+        settle = readiness.get("settle_seconds")
+        return [] if settle is None else [f"without a probe it counts as ready when it has lived for {settle:g} s"]
+    limit = readiness.get("start_timeout_seconds")
+    return [f"it counts as ready when {' and '.join(when)}" + (f"; not so within {limit:g} s is a failed start" if limit else "")]
+
+
 def _next(agent: Object, fleet: Object) -> list[str]:
     spec = fleet["spec"]
     match agent["state"]:
@@ -160,8 +170,7 @@ def _next(agent: Object, fleet: Object) -> list[str]:
         case "running" if agent["ready"]:
             return [f"when it ends it is started again, restart.policy = {spec['restart']['policy']}"]
         case "starting":
-            settle = spec.get("readiness", {}).get("settle_seconds")
-            return [] if settle is None else [f"without a probe it counts as ready when it has lived for {settle:g} s"]
+            return _ready_when(spec.get("readiness", {}))
         case "suspended":
             return ["`scale` and `acquire` let it go on, the oldest first"]
         case "draining":

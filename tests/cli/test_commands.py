@@ -13,6 +13,7 @@ import typer
 from typer.main import get_command
 
 from fleetctl.cli import app, waiting
+from fleetctl.cli.explain import explain_agent
 from fleetctl.client import Client
 from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotStopped
@@ -266,6 +267,22 @@ def test_explain_knows_every_state_of_an_agent(daemon: FakeDaemon, fleetctl: Fle
     shown = fleetctl("explain", "web-00000")
     assert shown.status == 0
     assert all(words in shown.out for words in said), shown.out
+
+
+@pytest.mark.parametrize(
+    ("readiness", "said"),
+    [
+        ({"settle_seconds": 2.5}, "without a probe it counts as ready when it has lived for 2.5 s"),
+        ({"notify": True, "start_timeout_seconds": 0.0}, "it counts as ready when it says READY=1"),
+        (
+            {"settle_seconds": 1.0, "notify": True, "exec": ["./check"], "start_timeout_seconds": 60.0},
+            "it counts as ready when it says READY=1 and its readiness probe succeeds; not so within 60 s is a failed start",
+        ),
+    ],
+)
+def test_explain_says_what_a_starting_agent_waits_for(readiness: dict[str, Any], said: str) -> None:
+    explained = explain_agent(an_agent(0, state="starting", ready=False), {"spec": {"readiness": readiness}})
+    assert explained["next"] == [said]
 
 
 def test_warm_says_how_things_are(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
