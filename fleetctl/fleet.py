@@ -10,6 +10,7 @@ from typing import Any
 from fleetctl.autoscaler import Autoscaler, decision_of, is_recommending
 from fleetctl.core import warmpool
 from fleetctl.core.contract import Message, Report, merge
+from fleetctl.core.limits import exceeded
 from fleetctl.core.orders import Mode, Wish
 from fleetctl.core.recover import recover
 from fleetctl.errors import FleetctlError, NotFound, StateDirectoryError, TimedOut, UsageError, WarmPoolEmpty
@@ -153,11 +154,22 @@ class Fleet:
 
     def observe(self, usage: Mapping[str, Usage], host: HostUsage | None = None) -> None:
         """Take in one measurement of the agents, by their ids; the autoscaler decides by it, where it is on."""
+        self._watch_limits(usage)
         if self._polling is not None:
             self._polling.update(self.spec)
         if self.spec.autoscaling.enabled:
             polled = self._polling.polled if self._polling is not None else {}
             self.autoscaler.take(self.spec, self.agents, usage, host, self.reports, polled=polled, backlog=self.backlog())
+
+    def _watch_limits(self, usage: Mapping[str, Usage]) -> None:
+        """Have those stopped that use more than they may, where nothing else holds them to it."""
+        watched = self._lifecycle.watched_limits(self.spec)
+        if not watched:
+            return
+        for agent in self.agents:
+            used = usage.get(agent.id)
+            if used is not None and agent.process is not None and (reason := exceeded(self.spec.resource_limits, used, watched)):
+                self.supervisor.exceeded(agent.id, agent.process, reason)
 
     async def start_autoscaling(self, mode: AutoscalingMode = AutoscalingMode.ACT) -> None:
         """From now on let the load decide how many agents there are, or only tell what it would decide."""
@@ -402,7 +414,7 @@ class Fleet:
             self._probing.update(self.spec, self.agents)
 
     async def _set(self, wish: Wish, cause: str, decided: ScalingDecision | None = None) -> ScalingDecision | None:
-        before = self.wish.replicas
+        before, limits = self.wish.replicas, self.spec.resource_limits
         if wish.spec.autoscaling.enabled and not self.spec.autoscaling.enabled:
             self.autoscaler.forget()
         async with self._storing:
@@ -410,6 +422,8 @@ class Fleet:
             # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
             self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
             self._update_probing()
+            if limits != self.spec.resource_limits:
+                self._lifecycle.limit([agent for agent in self.agents if agent.process], self.spec)
             if self._grown or any(agent.wish_owed or agent.wish_shrunk is not None for agent in self.agents):
                 # What was acquired before counts no longer beyond this wish, not even after a kill.
                 self.supervisor.wish_saved(sys.maxsize)

@@ -271,18 +271,30 @@ class CheckpointsSpec:
     ] = ()
 
 
+class Enforce(StrEnum):
+    """Whether agents are held to their limits."""
+
+    AUTO = "auto"
+    REQUIRE = "require"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimitsSpec:
-    """`[fleet.resource_limits]`: what one agent is meant to use at most. Not enforced: it is what utilization is measured by."""
+    """`[fleet.resource_limits]`: what one agent, with all its processes, may use at most. Utilization is measured by it too."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     cpu_limit: Annotated[
         float | None,
-        Setting(doc="Cores for an agent: 100 % of its CPU utilization; without it one core is. Not enforced", gt=0, le=4096),
+        Setting(doc="Cores for an agent: 100 % of its CPU utilization; without it one core is", gt=0, le=4096),
     ] = None
-    memory_limit_mb: Annotated[
-        float | None, Setting(doc="MiB for an agent: 100 % of its memory utilization. Not enforced", gt=0, le=1 << 30)
-    ] = None
+    memory_limit_mb: Annotated[float | None, Setting(doc="MiB for an agent: 100 % of its memory utilization", gt=0, le=1 << 30)] = None
+    pids_limit: Annotated[int | None, Setting(doc="Processes and threads of an agent", ge=1, le=1 << 22)] = None
+    nofile: Annotated[int | None, Setting(doc="Open files of each of its processes", ge=16, le=1 << 30)] = None
+    enforce: Annotated[
+        Enforce,
+        Setting(doc="Hold agents to these: as far as this machine can (auto), refuse to start where it cannot (require), or not (off)"),
+    ] = Enforce.AUTO
 
 
 class MetricScope(StrEnum):
@@ -501,7 +513,9 @@ class FleetSpec:
         variables, secrets = tuple(sorted(self.environment.items())), tuple(sorted(self.secret_env.items()))
         told = (str(self.trust_level), *self.tools) if self.tools or self.trust_level is not TrustLevel.STANDARD else ()
         ports = (f"port_base={self.port_base}",) if self.port_base is not None else ()
-        listening = (*ports, *(f"{name}={address}" for name, address in self.sockets.items()))
+        # The other limits are changed while a process runs.
+        files = (f"nofile={self.resource_limits.nofile}",) if self.resource_limits.nofile is not None else ()
+        listening = (*files, *ports, *(f"{name}={address}" for name, address in self.sockets.items()))
         watched = (f"watchdog_seconds={self.watchdog_seconds:g}",) if self.watchdog_seconds is not None else ()
         return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told + listening + watched)
 
@@ -529,16 +543,18 @@ class ProcessRef:
 class Exit:
     """How a process ended; neither code nor signal where the kernel no longer tells. `at`: Unix time in seconds.
 
-    `failing`: why it was stopped, where that was because it did not work.
+    `failing`: why it was stopped, where that was because it did not work; `out_of_memory`: the kernel killed for want of memory.
     """
 
     code: int | None = None
     signal: int | None = None
     at: float = 0.0
     failing: str = ""
+    out_of_memory: bool = False
 
     def __str__(self) -> str:
-        return self._status() + (f", stopped: {self.failing}" if self.failing else "")
+        memory = ", out of memory" if self.out_of_memory else ""
+        return self._status() + memory + (f", stopped: {self.failing}" if self.failing else "")
 
     def _status(self) -> str:
         if self.signal is not None:

@@ -72,6 +72,14 @@ class LifecycleManager(Protocol):
         """
         ...
 
+    def limit(self, agents: Sequence[Agent], spec: FleetSpec) -> None:
+        """Hold the trees of these running agents to the spec's limits from now on."""
+        ...
+
+    def watched_limits(self, spec: FleetSpec) -> Collection[str]:
+        """Those of the spec's limits that nothing holds but a look at what the agents use, such as "memory_limit_mb"."""
+        ...
+
     def backlog(self, spec: FleetSpec) -> int | None:
         """How many connections wait in the fleet's listening sockets; None where it has none, or the kernel does not tell."""
         ...

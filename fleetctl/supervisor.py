@@ -192,6 +192,10 @@ class Supervisor:
         """What the probes of this very process amount to."""
         self._post(lambda: self._judge_probes(agent_id, process, outcome, reason))
 
+    def exceeded(self, agent_id: str, process: ProcessRef, reason: str) -> None:
+        """This very process uses more than it may, and nothing but stopping it holds it back."""
+        self._post(lambda: self._end_greedy(agent_id, process, reason))
+
     async def run(self) -> None:
         """Until cancelled. Cancelling touches no agent."""
         for agent in list(self._agents.values()):
@@ -457,6 +461,11 @@ class Supervisor:
             elif deadline <= now and agent_id not in self._suspending:
                 del self._watchdogs[agent_id]
                 self._fail(agent, f"no WATCHDOG=1 for {seconds:g} s")
+
+    def _end_greedy(self, agent_id: str, process: ProcessRef, reason: str) -> None:
+        agent = self._agents.get(agent_id)
+        if agent is not None and agent.process == process:
+            self._fail(agent, reason)
 
     def _fail(self, agent: Agent, reason: str) -> None:
         """Stop an agent that lives but does not work; when it is gone, that is judged like an exit that failed."""

@@ -220,7 +220,8 @@ class FakeLifecycleManager:
     `spawn_errors`: for each of the next spawns the error it raises, or None. `ignore_stop`: new processes do not act on the stop
     signal. `suspend_seconds`: how long it takes. `cannot_suspend`, `cannot_resume`: ids of agents that do not do it; `claim_errors`:
     for each of the next claims the error it raises, or None. `spawned`, `sent`, `suspended`, `resumed` and `killed` record what was
-    asked for, by agent id; `claims` what was written. `backlogs`: what `backlog` tells, by fleet.
+    asked for, by agent id; `claims` what was written. `backlogs`: what `backlog` tells, by fleet; `limited`: agents
+    whose limits were changed while they ran; `only_watched`: what `watched_limits` tells.
     """
 
     def __init__(self, machine: FakeMachine | None = None) -> None:
@@ -234,6 +235,8 @@ class FakeLifecycleManager:
         self.claim_errors: deque[StateDirectoryError | None] = deque()
         self.claims: dict[str, Mapping[str, object]] = {}
         self.backlogs: dict[str, int] = {}
+        self.limited: list[str] = []
+        self.only_watched: Collection[str] = ()
         self.suspended: list[str] = []
         self.resumed: list[str] = []
         self.spawned: list[str] = []
@@ -304,6 +307,12 @@ class FakeLifecycleManager:
             raise error
         if not (keep and agent.id in self.claims):
             self.claims[agent.id] = claim
+
+    def limit(self, agents: Sequence[Agent], spec: FleetSpec) -> None:
+        self.limited += [agent.id for agent in agents]
+
+    def watched_limits(self, spec: FleetSpec) -> Collection[str]:
+        return self.only_watched
 
     def backlog(self, spec: FleetSpec) -> int | None:
         return self.backlogs.get(spec.name)

@@ -457,12 +457,17 @@ def agent_lines(agent: Object, width: int | None) -> list[Line]:
             ("Log", agent["log_path"]),
             ("State dir", agent["state_directory"]),
             ("Environment", ", ".join(agent["environment"]) or None),
+            *([("Limits", limits_text(agent["limits"]))] if agent.get("limits") else []),
         ],
         width,
     )
     if agent["processes"]:
         lines += [[("", "")], [("Processes", "bold")], *table(_PROCESS_COLUMNS, agent["processes"], width)]
     return lines
+
+
+def limits_text(limits: Sequence[Object]) -> str:
+    return ", ".join(f"{one['name']} {one['value']:g} ({clean(one['held_by']) or 'not enforced'})" for one in limits)
 
 
 _PROCESS_COLUMNS = (

@@ -18,7 +18,7 @@ from fleetctl.core.recover import with_acquired
 from fleetctl.daemon import metrics
 from fleetctl.daemon.hands import expire_checkpoints, local_fleet
 from fleetctl.daemon.hearing import Hearing
-from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, rfc3339, sockets_view
+from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, limits_view, rfc3339, sockets_view
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import procfs
@@ -270,7 +270,8 @@ class Control:
                 if agent.id == agent_id:
                     now, wall = self._clock.monotonic(), self._clock.time()
                     usage, dropped = self.usage.get(agent_id), self.hearing.dropped(agent_id)
-                    return inspected(fleet, agent, usage, self.paths, now=now, wall=wall, dropped=dropped)
+                    told = inspected(fleet, agent, usage, self.paths, now=now, wall=wall, dropped=dropped)
+                    return {**told, "limits": limits_view(fleet.spec, self.lifecycle.limits)}
         raise NotFound(f"no agent {agent_id}")
 
     async def history(self, fleet: str | None, limit: int) -> Json:
@@ -503,7 +504,8 @@ class Control:
 
     def _view(self, fleet: Fleet) -> Json:
         view = fleet_view(fleet, self.usage, now=self._clock.monotonic(), wall=self._clock.time(), dropped=self.hearing.dropped)
-        return {**view, **sockets_view(fleet, self.lifecycle.sockets, view["notes"])} if fleet.spec.sockets else view
+        notes = [*view["notes"], *self.lifecycle.limits.notes(fleet.spec.resource_limits)]
+        return {**view, "notes": notes, **(sockets_view(fleet, self.lifecycle.sockets, notes) if fleet.spec.sockets else {})}
 
     def _find(self, name: str) -> Fleet:
         try:

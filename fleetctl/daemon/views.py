@@ -9,9 +9,10 @@ from fleetctl.core.contract import Report
 from fleetctl.fleet import Fleet
 from fleetctl.health import metrics_of, problems_of
 from fleetctl.host import metrics
+from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
 from fleetctl.host.sockets import ListeningSockets
-from fleetctl.models import Agent, AgentState, Replace, Usage
+from fleetctl.models import Agent, AgentState, FleetSpec, Replace, Usage
 
 Json = dict[str, Any]  # Any: JSON values
 
@@ -75,6 +76,12 @@ def health_view(fleet: Fleet, usage: Mapping[str, Usage]) -> Json:
 
 def _known(value: float) -> float | None:
     return None if isnan(value) else round(value, 3)
+
+
+def limits_view(spec: FleetSpec, limits: LocalLimits) -> list[Json]:
+    """The limits that an agent has, and what holds it to each; empty where nothing does."""
+    held = limits.mechanisms(spec.resource_limits)
+    return [{"name": name, "value": getattr(spec.resource_limits, name), "held_by": by} for name, by in held.items()]
 
 
 def sockets_view(fleet: Fleet, sockets: ListeningSockets, notes: list[str]) -> Json:

@@ -1,4 +1,6 @@
-"""Starts a process that finds descriptors where it looks for them, and its own pid in its environment: what subprocess cannot do.
+"""Starts a process that finds descriptors where it looks for them, its own pid in its environment, and itself in its control groups.
+
+That is what subprocess cannot do.
 
 A shell stands between: it knows its pid, which stays when it becomes the program. What Popen would have told, that the program or its
 directory is not there, is looked for before.
@@ -13,8 +15,11 @@ from collections.abc import Mapping, Sequence
 _SHELL = "/bin/sh"
 _OUT_OF_THE_WAY = 64
 
+TELL_PID = "LISTEN_PID=$$\nexport LISTEN_PID\n"
+"""For `prepare`: what sd_listen_fds(3) compares with the pid of whoever asks."""
+
 # $1: the directory; what follows: the program. Of the shell nothing stays but its pid.
-_SCRIPT = 'cd -P "$1" || exit 126\nunset OLDPWD\nshift\nLISTEN_PID=$$\nexport LISTEN_PID\nexec "$@"\n'
+_SCRIPT = 'cd -P "$1" || exit 126\nunset OLDPWD\nshift\nexec "$@"\n'
 
 
 def launch(

@@ -9,6 +9,7 @@ serves any number of agents.
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import json
@@ -25,7 +26,8 @@ from dataclasses import replace
 from fleetctl.addresses import filled
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
 from fleetctl.host import environment, logs, pidfd, procfs, sockets, tag
-from fleetctl.host.launch import launch
+from fleetctl.host.launch import TELL_PID, launch
+from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
 from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
 
@@ -38,6 +40,7 @@ _KILL_ROUNDS = 20
 _WATCH_RETRY_SECONDS = 1.0
 _ACKNOWLEDGE_TRIES, _ACKNOWLEDGE_SECONDS = 200, 0.002
 _SERVING_TRIES, _SERVING_SECONDS = 250, 0.04
+_LIMIT_ROUNDS = 2
 _REMEMBERED_OWNERS, _MOST_ANCESTORS = 16384, 64
 
 
@@ -78,6 +81,8 @@ class LocalLifecycleManager:
         self._reaping = False
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.sockets = sockets.ListeningSockets(self.paths, umask=umask)
+        self.limits = LocalLimits(self.paths.root)
+        self._limited: dict[ProcessRef, str] = {}  # the agent in whose control group it is
         self._helpers: set[int] = set()  # children that are no agents, such as probes: whoever started them reaps them
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
@@ -91,7 +96,8 @@ class LocalLifecycleManager:
                 stack.callback(os.close, output)
                 if self._owns_all_children:
                     stack.enter_context(tag.worn(agent.token))
-                pid = self._execute(agent, spec, environ, output, lock)
+                joins = self.limits.prepare(agent.id, spec.resource_limits)
+                pid = self._execute(agent, spec, environ, output, lock, joins)
         except OSError as error:
             raise SpawnFailed(_why_not(error, spec), permanent=error.errno not in _TRANSIENT) from error
         except ConfigError as error:  # a socket that cannot be had now
@@ -103,7 +109,7 @@ class LocalLifecycleManager:
         if not self._owns_all_children:  # somebody else may start something in another thread, and must not wear it
             tag.give(pid, agent.token)
         with contextlib.suppress(OSError):
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, self._file_limit)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, self.limits.files(spec.resource_limits) or self._file_limit)
         found = None
         with contextlib.suppress(OSError):
             found = procfs.stat(pid)
@@ -113,20 +119,26 @@ class LocalLifecycleManager:
             raise SpawnFailed(f"{agent.id}: its process could not be identified right after its start, and was ended")
         process = ProcessRef(pid=pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
         self._spawned[process] = agent.id
+        if joins:
+            self._limited[process] = agent.id
         with contextlib.suppress(OSError):  # else it is opened, and then verified, when it is needed
             self._pidfds[process] = os.pidfd_open(pid)
         return process
 
-    def _execute(self, agent: Agent, spec: FleetSpec, environ: Mapping[str, str], output: int, lock: int) -> int:
-        """The pid of the agent's process. Raises OSError and ValueError, and ConfigError for a socket that cannot be had."""
+    def _execute(self, agent: Agent, spec: FleetSpec, environ: Mapping[str, str], output: int, lock: int, joins: str) -> int:
+        """The pid of the agent's process, which first does what `joins` says, to itself.
+
+        Raises OSError and ValueError, and ConfigError for a socket that cannot be had.
+        """
         held = self.sockets.held(spec)
         command = self.command(agent, spec)
         argv = ("/bin/sh", "-c", command[0]) if spec.shell and not _restores(agent, spec) else command
         # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
         # A session of its own, not only a group: a stopped agent in an orphaned group would be hung up when we die.
-        if held:
+        if held or joins:
             descriptors = [*(one.socket.fileno() for one in held), lock]
-            return launch(argv, cwd=spec.cwd, environ=environ, umask=self.umask, output=output, descriptors=descriptors)
+            prepare = joins + (TELL_PID if held else "")
+            return launch(argv, cwd=spec.cwd, environ=environ, umask=self.umask, output=output, descriptors=descriptors, prepare=prepare)
         child = subprocess.Popen(
             argv,
             cwd=spec.cwd,
@@ -159,6 +171,17 @@ class LocalLifecycleManager:
         own = {} if spec.port_base is None else {"port": str(spec.port_base + agent.slot)}
         return {**sockets.values(self.sockets.addresses(spec)), **own, "slot": str(agent.slot)}
 
+    def limit(self, agents: Sequence[Agent], spec: FleetSpec) -> None:
+        for _ in range(_LIMIT_ROUNDS):  # what was born in the first is found in the next
+            for agent_id, tree in self._trees(agents).items():
+                self.limits.apply(agent_id, spec.resource_limits, [stat.pid for stat in tree])
+        for agent in agents:
+            if agent.process:
+                self._limited[agent.process] = agent.id
+
+    def watched_limits(self, spec: FleetSpec) -> frozenset[str]:
+        return frozenset(key for key, by in self.limits.mechanisms(spec.resource_limits).items() if by == "watch")
+
     def backlog(self, spec: FleetSpec) -> int | None:
         """How many connections wait in the fleet's sockets; None where it has none, or the kernel does not tell."""
         known = [waiting for waiting in self.sockets.backlogs(spec).values() if waiting is not None]
@@ -176,7 +199,8 @@ class LocalLifecycleManager:
         )
 
     def check(self, spec: FleetSpec) -> None:
-        """Raise ConfigError where a secret or the `env_file` of the spec cannot be read, as an agent's start would find out."""
+        """Raise ConfigError where a secret or the `env_file` cannot be read, as an agent's start would find out, or a limit not be held."""
+        self.limits.check(spec.resource_limits)
         try:
             environment.secrets(spec)
         except SpawnFailed as error:
@@ -197,6 +221,8 @@ class LocalLifecycleManager:
             return
         self._pidfds[process] = fd
         self._watched.add(process)
+        if process not in self._spawned and (agent_id := self.limits.agent_of(process.pid)):
+            self._limited[process] = agent_id
         loop.add_reader(fd, self._has_ended, process, on_exit, time.time, 0)
 
     def _has_ended(self, process: ProcessRef, on_exit: Callable[[Exit], None], clock: Callable[[], float], tries: int) -> None:
@@ -211,10 +237,19 @@ class LocalLifecycleManager:
             # Between its end and its reaping by init the kernel may not tell yet.
             loop.call_later(_STATUS_RETRY_SECONDS, self._has_ended, process, on_exit, clock, tries + 1)
             return
-        on_exit(ended or Exit(at=clock()))
+        on_exit(self._with_cause(process, ended or Exit(at=clock())))
+
+    def _with_cause(self, process: ProcessRef, ended: Exit) -> Exit:
+        """What the kernel counted where it killed for want of memory; one that ended well did so in spite of it."""
+        agent_id = self._limited.get(process)
+        if ended.code == 0 or agent_id is None or not self.limits.ran_out_of_memory(agent_id):
+            return ended
+        return dataclasses.replace(ended, out_of_memory=True)
 
     def release(self, process: ProcessRef) -> None:
         fd = self._pidfds.pop(process, None)
+        if agent_id := self._limited.pop(process, None):
+            self.limits.remove(agent_id)
         self._spawned.pop(process, None)
         if fd is not None:
             with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
@@ -480,6 +515,7 @@ class LocalLifecycleManager:
         What others write into an environment proves nothing: only our own user's processes count, and of others' those that have the
         very token that the agent's lock file names.
         """
+        self.limits.sweep()  # whoever looks for what an earlier daemon left also puts away what is left of those that ended
         tokens = {agent_id: record.get("token") for agent_id, record in self._lock_records().items()}
         trees: dict[str, Found] = {}
         for stat in sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks):

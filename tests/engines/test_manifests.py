@@ -20,7 +20,7 @@ from fleetctl.engines.kubernetes import manifests, names, pod, rbac
 from fleetctl.engines.kubernetes import yaml as our_yaml
 from fleetctl.engines.kubernetes.notes import notes
 from fleetctl.errors import ConfigError
-from fleetctl.models import AutoscalingSpec, FleetSpec, MetricScope, MetricSpec, RestartPolicy, RestartSpec
+from fleetctl.models import AutoscalingSpec, FleetSpec, MetricScope, MetricSpec, ResourceLimitsSpec, RestartPolicy, RestartSpec
 from tests.engines.specs import SPECS, a_spec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -285,6 +285,10 @@ def test_what_no_cluster_can_carry_is_refused(changes: dict[str, Any], words: st
         (a_spec(environment={"N": "$FLEETCTL_SLOT"}), {"command"}),
         (a_spec(watchdog_seconds=30.0), {"watchdog_seconds"}),
         (a_spec(port_base=8000), {"port_base"}),
+        (
+            a_spec(resource_limits=ResourceLimitsSpec(cpu_limit=1.0, pids_limit=9, nofile=99)),
+            {f"resource_limits.{key}" for key in ("pids_limit", "nofile")},
+        ),
         (SPECS["guarded"], {"autoscaling.min_available"}),
         (SPECS["warm"], {"warm_pool"}),
         (SPECS["wait"], {"stop_signal", "graceful_drain.on_timeout"}),

@@ -30,6 +30,7 @@ def notes(spec: FleetSpec) -> list[Note]:
         *_secrets(spec),
         *_sockets(spec),
         *_probes(spec),
+        *_limits(spec),
         *_stopping(spec),
         *_scaling(spec),
         *_elsewhere(spec),
@@ -107,6 +108,12 @@ def _probes(spec: FleetSpec) -> Said:
         short = probe.probed and (probe.interval_seconds % 1 or probe.timeout_seconds % 1)
         if short:
             yield key, "a cluster counts whole seconds: intervals and timeouts are rounded up"
+
+
+def _limits(spec: FleetSpec) -> Said:
+    for key in ("pids_limit", "nofile"):
+        if getattr(spec.resource_limits, key) is not None:
+            yield f"resource_limits.{key}", "does not map: a cluster sets that for all pods of a node"
 
 
 def _stopping(spec: FleetSpec) -> Said:
