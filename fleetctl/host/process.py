@@ -29,6 +29,7 @@ from fleetctl.host import environment, logs, pidfd, procfs, sockets, tag
 from fleetctl.host.launch import TELL_PID, launch
 from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
+from fleetctl.host.spares import Spares
 from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class LocalLifecycleManager:
         self._orphans_come_to_us = owns_all_children and _is_subreaper()
         self._suspended: dict[str, list[procfs.Stat]] = {}
         self._discarded: list[str] = []
+        self._spares = Spares(self.paths.run)
         self._reaping = False
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.sockets = sockets.ListeningSockets(self.paths, umask=umask)
@@ -90,6 +92,7 @@ class LocalLifecycleManager:
             _make_folder(self.paths.agent_state(agent.id))
             environ = self.environment_of(agent, spec)
             with contextlib.ExitStack() as stack:
+                self._spares.take(self.paths.agent_lock(agent.id))
                 lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id), os.O_CREAT))
                 _take(lock, agent)
                 output = logs.open_log(self.paths, agent.fleet, agent.id, spec.logs)
@@ -471,6 +474,7 @@ class LocalLifecycleManager:
         if keep and os.path.exists(path):
             return
         try:
+            self._spares.take(f"{path}.tmp")
             with _opened(f"{path}.tmp", os.O_CREAT | os.O_TRUNC) as fd, open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps(claim).encode())
             os.replace(f"{path}.tmp", path)
@@ -500,14 +504,23 @@ class LocalLifecycleManager:
     def _remove_discarded(self) -> None:
         """In a thread: on some file systems it takes longer than to end the processes."""
         agent_ids, self._discarded = self._discarded, []
-        asyncio.get_running_loop().run_in_executor(None, _remove_files, self.paths, agent_ids)
+        asyncio.get_running_loop().run_in_executor(None, self._remove_files, agent_ids)
+
+    def _remove_files(self, agent_ids: Iterable[str]) -> None:
+        for agent_id in agent_ids:
+            claim = self.paths.agent_claim(agent_id)
+            for path in (self.paths.agent_lock(agent_id), claim, f"{claim}.tmp"):
+                self._spares.put(path)
+            with contextlib.suppress(OSError):
+                os.rmdir(self.paths.agent_state(agent_id))  # only when the agent left nothing in it
 
     def tidy(self, known: Collection[str]) -> None:
         """Remove what was made for agents that are not among the known, and was not removed because the daemon was killed."""
         named = {name.removesuffix(".lock") for name in _names(self.paths.locks)}
         named |= {name.removesuffix(".tmp").removesuffix(".json") for name in _names(self.paths.claims)} | {*_names(self.paths.agents)}
         gone = [name for name in named - set(known) if re.fullmatch(AGENT_ID_PATTERN, name)]
-        _remove_files(self.paths, [agent_id for agent_id in gone if not self._lock_is_held(agent_id)])
+        self._remove_files([agent_id for agent_id in gone if not self._lock_is_held(agent_id)])
+        self._spares.remove_all()
 
     def find(self) -> list[Found]:
         """Every live tree on this machine that belongs to this state directory, by its token or, where it lost that, by its lock.
@@ -661,16 +674,6 @@ def _make_folder(path: str) -> None:
         return
     except FileNotFoundError:
         os.makedirs(path, mode=0o700, exist_ok=True)
-
-
-def _remove_files(paths: Paths, agent_ids: Iterable[str]) -> None:
-    for agent_id in agent_ids:
-        claim = paths.agent_claim(agent_id)
-        for path in (paths.agent_lock(agent_id), claim, f"{claim}.tmp"):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        with contextlib.suppress(OSError):
-            os.rmdir(paths.agent_state(agent_id))  # only when the agent left nothing in it
 
 
 def _make_files(paths: Sequence[str]) -> None:
