@@ -16,12 +16,18 @@ from fleetctl.daemon.wire import (
     AgentDetail,
     AutoscalingDetail,
     Change,
+    CheckpointDetail,
+    Checkpointed,
+    CheckpointRemoved,
+    Checkpoints,
     Connection,
     DaemonInfo,
+    Drained,
     EventInfo,
     Events,
     FleetDetail,
     History,
+    Restored,
     Samples,
     Shutdown,
     Status,
@@ -33,6 +39,8 @@ from fleetctl.host.paths import Paths, choose_state_dir
 
 # A status comes at least this often while it is watched, so a longer silence is a daemon that hangs.
 WATCH_BEAT_SECONDS = 2.0
+# Gigabytes may have to be read or written.
+CHECKPOINT_SECONDS = 600.0
 
 
 class Client:
@@ -115,6 +123,42 @@ class Client:
         body = {"claim": claim, "require_warm": require_warm, "timeout_seconds": timeout_seconds}
         target, timeout = f"/v1/fleets/{quoted(name)}/acquire", timeout_seconds + self.timeout
         return cast(Acquired, self._connection.request("POST", target, body, timeout=timeout))
+
+    def checkpoints(self, fleet: str | None = None, agent: str | None = None) -> Checkpoints:
+        """What was saved of agents, oldest first."""
+        return cast(Checkpoints, self._connection.request("GET", with_query("/v1/checkpoints", fleet=fleet, agent=agent)))
+
+    def checkpoint(self, checkpoint_id: str) -> CheckpointDetail:
+        """One checkpoint, every byte of it checked. Raises UnknownCheckpoint, CheckpointDamaged."""
+        target = f"/v1/checkpoints/{quoted(checkpoint_id)}"
+        return cast(CheckpointDetail, self._connection.request("GET", target, timeout=self.timeout + CHECKPOINT_SECONDS))
+
+    def create_checkpoint(self, agent_id: str, dry_run: bool = False) -> Checkpointed:
+        """Save what an agent keeps while it goes on. Raises NotFound, StateDirectoryError on a full disk."""
+        target, body = f"/v1/agents/{quoted(agent_id)}/checkpoint", {"dry_run": dry_run}
+        return cast(Checkpointed, self._connection.request("POST", target, body, timeout=self.timeout + CHECKPOINT_SECONDS))
+
+    def restore_checkpoint(self, checkpoint_id: str, *, timeout_seconds: float = 30.0, dry_run: bool = False) -> Restored:
+        """Start one more agent of the fleet, which goes on from the checkpoint; ready when this returns.
+
+        Raises UnknownCheckpoint, CheckpointDamaged, NotFound where the fleet is not up, UsageError where it is as large as it may be.
+        """
+        target, body = f"/v1/checkpoints/{quoted(checkpoint_id)}/restore", {"timeout_seconds": timeout_seconds, "dry_run": dry_run}
+        timeout = timeout_seconds + self.timeout + CHECKPOINT_SECONDS
+        return cast(Restored, self._connection.request("POST", target, body, timeout=timeout))
+
+    def remove_checkpoint(self, checkpoint_id: str, dry_run: bool = False) -> CheckpointRemoved:
+        """Raises UnknownCheckpoint."""
+        target = with_query(f"/v1/checkpoints/{quoted(checkpoint_id)}", dry_run=dry_run)
+        return cast(CheckpointRemoved, self._connection.request("DELETE", target, timeout=self.timeout + CHECKPOINT_SECONDS))
+
+    def drain(self, agent_id: str, now: bool = False, dry_run: bool = False) -> Drained:
+        """Let this agent finish, save what it keeps, and leave; the fleet shrinks by it. Returns at once; it leaves `status` when gone.
+
+        `now`: without a checkpoint, and without time to finish. Raises NotFound, UsageError.
+        """
+        target, body = f"/v1/agents/{quoted(agent_id)}/drain", {"now": now, "dry_run": dry_run}
+        return cast(Drained, self._connection.request("POST", target, body))
 
     def restart(self, name: str, agents: Sequence[str] | None = None, all_at_once: bool = False, dry_run: bool = False) -> Change:
         """Replace the fleet's agents (or those with these ids) by new ones, one after the other or all at once. Raises NotFound."""

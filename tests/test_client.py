@@ -8,7 +8,7 @@ import pytest
 
 from fleetctl.client import Client
 from fleetctl.errors import ConfigError, DaemonUnreachable, NotFound, UsageError
-from tests.daemon.serving import AGENT_ID, Serving, event, serving, short_folder, wait_until
+from tests.daemon.serving import AGENT_ID, CHECKPOINT_ID, Serving, event, serving, short_folder, wait_until
 
 
 @pytest.fixture
@@ -34,6 +34,20 @@ CALLS: list[tuple[Callable[[Client], Any], str, tuple[Any, ...]]] = [
     (lambda client: client.scale("demo", delta=-1, dry_run=True), "change", ("scale", "demo", None, -1, True)),
     (lambda client: client.resize_warm_pool("demo", 3), "change", ("warm", "demo", 3, False)),
     (lambda client: client.resize_warm_pool("demo", 0, dry_run=True), "change", ("warm", "demo", 0, True)),
+    (lambda client: client.checkpoints("demo"), "checkpoints", ("list_checkpoints", "demo", None)),
+    (lambda client: client.checkpoint(CHECKPOINT_ID), "checkpoint", ("checkpoint", CHECKPOINT_ID)),
+    (lambda client: client.create_checkpoint(AGENT_ID), "checkpointed", ("create_checkpoint", AGENT_ID, False)),
+    (
+        lambda client: client.restore_checkpoint(CHECKPOINT_ID, timeout_seconds=1),
+        "restored",
+        ("restore_checkpoint", CHECKPOINT_ID, 1, False),
+    ),
+    (
+        lambda client: client.remove_checkpoint(CHECKPOINT_ID, dry_run=True),
+        "checkpoint-removed",
+        ("remove_checkpoint", CHECKPOINT_ID, True),
+    ),
+    (lambda client: client.drain(AGENT_ID, now=True), "drained", ("drain", AGENT_ID, True, False)),
     (lambda client: client.acquire("demo"), "acquired", ("acquire", "demo", {"environment": {}, "tools": []}, False, 30.0)),
     (
         lambda client: client.acquire("demo", environment={"A": "1"}, tools=("search",), require_warm=True, timeout_seconds=1),

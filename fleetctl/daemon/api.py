@@ -57,7 +57,21 @@ class Control(Protocol):
 
     async def down(self, name: str, *, now: bool, dry_run: bool) -> dict[str, Any]: ...
 
+    async def list_checkpoints(self, fleet: str | None, agent: str | None) -> dict[str, Any]: ...
+
+    async def checkpoint(self, checkpoint_id: str) -> dict[str, Any]: ...
+
+    async def create_checkpoint(self, agent_id: str, *, dry_run: bool) -> dict[str, Any]: ...
+
+    async def restore_checkpoint(self, checkpoint_id: str, *, timeout_seconds: float, dry_run: bool) -> dict[str, Any]: ...
+
+    async def remove_checkpoint(self, checkpoint_id: str, *, dry_run: bool) -> dict[str, Any]: ...
+
+    async def drain(self, agent_id: str, *, now: bool, dry_run: bool) -> dict[str, Any]: ...
+
     async def history(self, fleet: str | None, limit: int) -> dict[str, Any]: ...
+
+    async def samples(self, fleet: str | None, limit: int) -> dict[str, Any]: ...
 
     async def events(self, fleet: str | None, limit: int) -> dict[str, Any]: ...
 
@@ -119,7 +133,10 @@ _FLEET: Schema = {"type": "string", "pattern": NAME_PATTERN, "description": "The
 _PATH_PARAMETERS: Mapping[str, Schema] = {
     "fleet": _FLEET,
     "agent": {"type": "string", "pattern": AGENT_ID_PATTERN, "description": "The agent's id, such as demo-k3x9q"},
+    # Without a pattern: what is none is answered like one that does not exist.
+    "checkpoint": {"type": "string", "maxLength": 200, "description": "The checkpoint's id, such as 20261125t004530-ab3de"},
 }
+_ONE_AGENT: Schema = {"type": "string", "pattern": AGENT_ID_PATTERN, "description": "Only this agent's"}
 _ONE_FLEET: Schema = {**_FLEET, "description": "Only this fleet"}
 _DRY_RUN: Schema = {"type": "boolean", "default": False, "description": "Say what would change, change nothing"}
 
@@ -176,6 +193,19 @@ _ACQUIRE = _object(
         "claim": {**_CLAIM, "default": {"environment": {}, "tools": []}, "description": "What the agent is told in its claim file"},
         "require_warm": {"type": "boolean", "default": False, "description": "Fail where the warm pool is empty, instead of starting one"},
         "timeout_seconds": {"type": "number", "minimum": 0, "maximum": 3600, "default": 30, "description": "For a cold start to be ready"},
+    }
+)
+_CREATE_CHECKPOINT = _object({"dry_run": _DRY_RUN})
+_RESTORE = _object(
+    {
+        "timeout_seconds": {"type": "number", "minimum": 0, "maximum": 3600, "default": 30, "description": "For the agent to be ready"},
+        "dry_run": _DRY_RUN,
+    }
+)
+_DRAIN = _object(
+    {
+        "now": {"type": "boolean", "default": False, "description": "Without a checkpoint, and without time to finish"},
+        "dry_run": _DRY_RUN,
     }
 )
 _RESTART = _object(
@@ -308,8 +338,37 @@ async def _down(call: Call) -> Answer:
     return await call.control.down(call.path["fleet"], now=call.query["now"], dry_run=call.query["dry_run"])
 
 
+async def _list_checkpoints(call: Call) -> Answer:
+    return await call.control.list_checkpoints(call.query["fleet"], call.query["agent"])
+
+
+async def _checkpoint(call: Call) -> Answer:
+    return await call.control.checkpoint(call.path["checkpoint"])
+
+
+async def _create_checkpoint(call: Call) -> Answer:
+    return await call.control.create_checkpoint(call.path["agent"], dry_run=call.body["dry_run"])
+
+
+async def _restore_checkpoint(call: Call) -> Answer:
+    body = call.body
+    return await call.control.restore_checkpoint(call.path["checkpoint"], timeout_seconds=body["timeout_seconds"], dry_run=body["dry_run"])
+
+
+async def _remove_checkpoint(call: Call) -> Answer:
+    return await call.control.remove_checkpoint(call.path["checkpoint"], dry_run=call.query["dry_run"])
+
+
+async def _drain(call: Call) -> Answer:
+    return await call.control.drain(call.path["agent"], now=call.body["now"], dry_run=call.body["dry_run"])
+
+
 async def _history(call: Call) -> Answer:
     return await call.control.history(call.query["fleet"], call.query["limit"])
+
+
+async def _samples(call: Call) -> Answer:
+    return await call.control.samples(call.query["fleet"], call.query["limit"])
 
 
 async def _daemon(call: Call) -> Answer:
@@ -403,12 +462,67 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(method="GET", path="/v1/agents/{agent}", summary="One agent with its processes", run=_agent, reply=wire.AgentDetail),
     Operation(
+        method="POST",
+        path="/v1/agents/{agent}/drain",
+        summary="Let this agent finish and leave; its fleet is one smaller",
+        run=_drain,
+        reply=wire.Drained,
+        body=_DRAIN,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/agents/{agent}/checkpoint",
+        summary="Save what this agent keeps while it goes on",
+        run=_create_checkpoint,
+        reply=wire.Checkpointed,
+        body=_CREATE_CHECKPOINT,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/checkpoints",
+        summary="What was saved of agents, oldest first",
+        run=_list_checkpoints,
+        reply=wire.Checkpoints,
+        query={"fleet": _ONE_FLEET, "agent": _ONE_AGENT},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/checkpoints/{checkpoint}",
+        summary="One checkpoint, every byte of it checked",
+        run=_checkpoint,
+        reply=wire.CheckpointDetail,
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/checkpoints/{checkpoint}",
+        summary="Remove a checkpoint",
+        run=_remove_checkpoint,
+        reply=wire.CheckpointRemoved,
+        query={"dry_run": _DRY_RUN},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/checkpoints/{checkpoint}/restore",
+        summary="Start one more agent, which goes on from the checkpoint",
+        run=_restore_checkpoint,
+        reply=wire.Restored,
+        body=_RESTORE,
+    ),
+    Operation(
         method="GET",
         path="/v1/history",
         summary="Scaling decisions, oldest first",
         run=_history,
         reply=wire.History,
         query={"fleet": _ONE_FLEET, "limit": _limit(20)},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/samples",
+        summary="Load and size of autoscaled fleets, oldest first",
+        run=_samples,
+        reply=wire.Samples,
+        query={"fleet": _ONE_FLEET, "limit": _limit(500)},
     ),
     Operation(
         method="GET",

@@ -21,7 +21,7 @@ from fleetctl.daemon.hearing import Hearing
 from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, limits_view, rfc3339, sockets_view
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
-from fleetctl.host import procfs
+from fleetctl.host import checkpoints, procfs
 from fleetctl.host.checkpoint_store import LocalCheckpointStore
 from fleetctl.host.clock import SystemClock
 from fleetctl.host.commands import end_leftovers
@@ -458,6 +458,84 @@ class Control:
             "seconds": round(seconds, 6),
             "claim_path": self.paths.agent_claim(result.agent_id),
         }
+
+    # -- what agents keep
+
+    async def list_checkpoints(self, fleet: str | None, agent: str | None) -> Json:
+        found, problems = await asyncio.to_thread(checkpoints.listing, self.paths, fleet, agent)
+        told = [checkpoints.described(self.paths, one) for one in found]
+        return {"schema": "fleetctl/checkpoints/v1", "checkpoints": told, "problems": problems}
+
+    async def checkpoint(self, checkpoint_id: str) -> Json:
+        return checkpoints.detailed(self.paths, await self.checkpoints.find(checkpoint_id))
+
+    async def create_checkpoint(self, agent_id: str, *, dry_run: bool) -> Json:
+        fleet, agent = self._find_agent(agent_id)
+        fleet.find(agent_id)  # not one of the warm pool
+        told = {"schema": "fleetctl/checkpointed/v1", "fleet": agent.fleet, "agent": agent_id, "dry_run": dry_run}
+        if dry_run:
+            nothing = self.checkpoints.keeps_nothing(agent) and not agent.resume_token
+            would = "keeps nothing yet" if nothing else "would be saved"
+            return {**told, "checkpoint": None, "problem": "", "message": f"{agent_id} {would}"}
+        saved = await fleet.checkpoint(agent_id, "asked for")
+        checkpoint = saved.checkpoint
+        return {
+            **told,
+            "checkpoint": None if checkpoint is None else checkpoints.described(self.paths, checkpoint),
+            "problem": saved.problem,
+            "message": f"{agent_id} keeps nothing to save" if checkpoint is None else f"{agent_id}: checkpoint {checkpoint.id}",
+        }
+
+    async def restore_checkpoint(self, checkpoint_id: str, *, timeout_seconds: float, dry_run: bool) -> Json:
+        started = self._clock.monotonic()
+        checkpoint = await self.checkpoints.find(checkpoint_id)
+        fleet = self._find(checkpoint.fleet)
+        _refuse_if_down(fleet)
+        if not checkpoint.resume_token and any("{token}" in word for word in fleet.spec.checkpoints.restore_command):
+            raise UsageError(f"checkpoint {checkpoint_id} has no resume token, and restore_command of {checkpoint.fleet} needs one")
+        told = {"schema": "fleetctl/restored/v1", "fleet": checkpoint.fleet, "checkpoint": checkpoint_id, "dry_run": dry_run}
+        if dry_run:
+            check_replicas(fleet.spec, fleet.wish.replicas + 1)
+            message = f"{checkpoint.fleet}: one more agent would go on from {checkpoint_id}"
+            return {**told, "agent_id": None, "state": None, "pid": None, "seconds": 0.0, "message": message}
+        self._lift_hold()
+        result = await fleet.restore(checkpoint, timeout_seconds=timeout_seconds)
+        return {
+            **told,
+            "agent_id": result.agent_id,
+            "state": str(result.state),
+            "pid": result.pid,
+            "seconds": round(self._clock.monotonic() - started, 6),
+            "message": f"{result.agent_id} goes on from {checkpoint_id}",
+        }
+
+    async def remove_checkpoint(self, checkpoint_id: str, *, dry_run: bool) -> Json:
+        await asyncio.to_thread(checkpoints.find, self.paths, checkpoint_id)
+        if not dry_run:
+            await self.checkpoints.remove(checkpoint_id)
+        message = f"checkpoint {checkpoint_id} {'would be' if dry_run else 'was'} removed"
+        return {"schema": "fleetctl/checkpoint-removed/v1", "checkpoint": checkpoint_id, "dry_run": dry_run, "message": message}
+
+    async def drain(self, agent_id: str, *, now: bool, dry_run: bool) -> Json:
+        fleet, agent = self._find_agent(agent_id)
+        fleet.find(agent_id)
+        changed = now or not agent.leaving
+        how = "without a checkpoint" if now else "once it has finished"
+        message = f"{agent_id} {'would leave' if dry_run else 'leaves'} {how}"
+        if not dry_run:
+            async with self._changing:
+                await fleet.drain(agent_id, now=now)
+            self._announce()
+        replicas = fleet.wish.replicas - (dry_run and not agent.leaving and not fleet.wish.down)
+        told = {"schema": "fleetctl/drained/v1", "fleet": agent.fleet, "agent": agent_id, "now": now, "dry_run": dry_run}
+        return {**told, "changed": changed and not dry_run, "desired_replicas": replicas, "message": message}
+
+    def _find_agent(self, agent_id: str) -> tuple[Fleet, Agent]:
+        for fleet in self.fleets.values():
+            for agent in fleet.agents:
+                if agent.id == agent_id:
+                    return fleet, agent
+        raise NotFound(f"no agent {agent_id}")
 
     async def restart(self, name: str, *, agents: Sequence[str] | None, all_at_once: bool, dry_run: bool) -> Json:
         fleet = self._find(name)

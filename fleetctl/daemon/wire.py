@@ -228,6 +228,95 @@ class Acquired(TypedDict):
     claim_path: str
 
 
+class CheckpointInfo(TypedDict):
+    """One checkpoint. `kind`: files, token or command; `files`, `bytes`: what is in it; `path`: its folder. The token is not told."""
+
+    id: str
+    fleet: str
+    agent: str
+    created_at: str
+    reason: str
+    kind: str
+    has_token: bool
+    files: int
+    bytes: int
+    notes: list[str]
+    path: str
+
+
+class Checkpoints(TypedDict):
+    """Checkpoints, oldest first. `problems`: why others cannot be read."""
+
+    schema: Literal["fleetctl/checkpoints/v1"]
+    checkpoints: list[CheckpointInfo]
+    problems: list[str]
+
+
+class CheckpointFile(TypedDict):
+    """A file of a checkpoint, checked; `path` is below the checkpoint's folder."""
+
+    path: str
+    size: int
+    sha256: str
+    mode: int
+
+
+class CheckpointDetail(CheckpointInfo):
+    """One checkpoint in full; every byte of it was checked."""
+
+    schema: Literal["fleetctl/checkpoint/v1"]
+    slot: int
+    spec_hash: str
+    contents: list[CheckpointFile]
+    links: list[dict[str, Any]]
+
+
+class Checkpointed(TypedDict):
+    """A checkpoint that was taken; null where the agent keeps nothing. `problem`: what of it is not in it, and why."""
+
+    schema: Literal["fleetctl/checkpointed/v1"]
+    fleet: str
+    agent: str
+    dry_run: bool
+    checkpoint: CheckpointInfo | None
+    problem: str
+    message: str
+
+
+class Drained(TypedDict):
+    """An agent that is on its way out, with or without a checkpoint of what it keeps."""
+
+    schema: Literal["fleetctl/drained/v1"]
+    fleet: str
+    agent: str
+    now: bool
+    dry_run: bool
+    changed: bool
+    desired_replicas: int
+    message: str
+
+
+class Restored(TypedDict):
+    """An agent that goes on from a checkpoint; without id and pid in a dry run."""
+
+    schema: Literal["fleetctl/restored/v1"]
+    fleet: str
+    checkpoint: str
+    agent_id: str | None
+    state: str | None
+    pid: int | None
+    seconds: float
+    dry_run: bool
+    message: str
+
+
+class CheckpointRemoved(TypedDict):
+    schema: Literal["fleetctl/checkpoint-removed/v1"]
+    checkpoint: str
+    dry_run: bool
+    message: str
+
+
 class HistoryEntry(TypedDict):
     """One scaling decision. `at`: RFC 3339 UTC; `details`: of the autoscaler's, how it came to it; empty for others."""
 

@@ -167,6 +167,27 @@ def to_json(checkpoint: Checkpoint) -> dict[str, Any]:  # Any: JSON values
     }
 
 
+def described(paths: Paths, checkpoint: Checkpoint) -> dict[str, Any]:  # Any: JSON values
+    """What is told of it; its token is not."""
+    place = Place(fleet=checkpoint.fleet, agent_id=checkpoint.agent_id, id=checkpoint.id)
+    manifest = to_json(checkpoint)
+    return {
+        **{key: manifest[key] for key in ("id", "fleet", "agent", "created_at", "reason", "kind")},
+        "has_token": bool(checkpoint.resume_token),
+        "files": len(checkpoint.files),
+        "bytes": checkpoint.size,
+        "notes": list(checkpoint.notes),
+        "path": path_of(paths, place),
+    }
+
+
+def detailed(paths: Paths, checkpoint: Checkpoint) -> dict[str, Any]:  # Any: JSON values
+    """The same with all that is in it."""
+    manifest = to_json(checkpoint)
+    more = {"schema": SCHEMA, "slot": checkpoint.slot, "spec_hash": checkpoint.spec_hash}
+    return {**described(paths, checkpoint), **more, "contents": manifest["files"], "links": manifest["links"]}
+
+
 def from_json(data: Any) -> Checkpoint:  # Any: whatever the file holds
     if data["schema"] != SCHEMA:
         raise ValueError(data["schema"])

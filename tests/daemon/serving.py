@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetctl.daemon.server import ControlServer, Limits
-from fleetctl.errors import NotFound
+from fleetctl.errors import NotFound, UnknownCheckpoint
 
 Json = dict[str, Any]  # Any: JSON values
 AGENT_ID = "demo-k3x9q"
@@ -59,6 +59,21 @@ AUTOSCALING: Json = {
     "scale_down_count": 1,
     "next_decision_seconds": 12.5,
     "reason": "CPU utilization 85.0% > target 70%",
+}
+
+CHECKPOINT_ID = "20261125t004530-ab3de"
+CHECKPOINT: Json = {
+    "id": CHECKPOINT_ID,
+    "fleet": "demo",
+    "agent": AGENT_ID,
+    "created_at": AT,
+    "reason": "drained",
+    "kind": "files",
+    "has_token": False,
+    "files": 1,
+    "bytes": 1,
+    "notes": [],
+    "path": "/s/checkpoints/x",
 }
 
 
@@ -217,6 +232,37 @@ class FakeControl:
     async def down(self, name: str, *, now: bool, dry_run: bool) -> Json:
         self._check("down", name, now, dry_run, fleet=name)
         return self._change(dry_run)
+
+    async def list_checkpoints(self, fleet: str | None, agent: str | None) -> Json:
+        self._check("list_checkpoints", fleet, agent, fleet=fleet)
+        return {"schema": "fleetctl/checkpoints/v1", "checkpoints": [CHECKPOINT], "problems": []}
+
+    async def checkpoint(self, checkpoint_id: str) -> Json:
+        self._check("checkpoint", checkpoint_id)
+        if checkpoint_id != CHECKPOINT_ID:
+            raise UnknownCheckpoint(f"no checkpoint {checkpoint_id}")
+        contents = [{"path": "state/counter", "size": 1, "sha256": "00", "mode": 0o644}]
+        more = {"schema": "fleetctl/checkpoint/v1", "slot": 0, "spec_hash": "00"}
+        return {**CHECKPOINT, **more, "contents": contents, "links": [{"path": "state/l", "target": "counter"}]}
+
+    async def create_checkpoint(self, agent_id: str, *, dry_run: bool) -> Json:
+        self._check("create_checkpoint", agent_id, dry_run)
+        told = {"schema": "fleetctl/checkpointed/v1", "fleet": "demo", "agent": agent_id, "dry_run": dry_run}
+        return {**told, "checkpoint": CHECKPOINT, "problem": "", "message": "done"}
+
+    async def restore_checkpoint(self, checkpoint_id: str, *, timeout_seconds: float, dry_run: bool) -> Json:
+        self._check("restore_checkpoint", checkpoint_id, timeout_seconds, dry_run)
+        told = {"schema": "fleetctl/restored/v1", "fleet": "demo", "checkpoint": checkpoint_id, "dry_run": dry_run, "message": "done"}
+        return {**told, "agent_id": AGENT_ID, "state": "running", "pid": 4711, "seconds": 0.5}
+
+    async def remove_checkpoint(self, checkpoint_id: str, *, dry_run: bool) -> Json:
+        self._check("remove_checkpoint", checkpoint_id, dry_run)
+        return {"schema": "fleetctl/checkpoint-removed/v1", "checkpoint": checkpoint_id, "dry_run": dry_run, "message": "done"}
+
+    async def drain(self, agent_id: str, *, now: bool, dry_run: bool) -> Json:
+        self._check("drain", agent_id, now, dry_run)
+        told = {"schema": "fleetctl/drained/v1", "fleet": "demo", "agent": agent_id, "now": now, "dry_run": dry_run}
+        return {**told, "changed": not dry_run, "desired_replicas": 0, "message": "done"}
 
     async def history(self, fleet: str | None, limit: int) -> Json:
         self._check("history", fleet, limit, fleet=fleet)

@@ -25,7 +25,7 @@ from fleetctl.daemon import api, guard
 from fleetctl.daemon.server import ControlServer, Limits, bind
 from fleetctl.daemon.wire import Connection, Stream
 from fleetctl.errors import ConfigError, DaemonRunning, NotFound, StateDirectoryError
-from tests.daemon.serving import AGENT_ID, FakeControl, Serving, event, read_to_end, serving, short_folder, wait_until
+from tests.daemon.serving import AGENT_ID, CHECKPOINT_ID, FakeControl, Serving, event, read_to_end, serving, short_folder, wait_until
 
 GET_DAEMON = b"GET /v1/daemon HTTP/1.1\r\nHost: x\r\n\r\n"
 # One working request of each operation.
@@ -44,7 +44,14 @@ REQUESTS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ),
     ("POST", "/v1/fleets/{fleet}/restart"): ("/v1/fleets/demo/restart", {"agents": [AGENT_ID], "all_at_once": True}),
     ("GET", "/v1/agents/{agent}"): (f"/v1/agents/{AGENT_ID}", None),
+    ("POST", "/v1/agents/{agent}/drain"): (f"/v1/agents/{AGENT_ID}/drain", {"now": True}),
+    ("POST", "/v1/agents/{agent}/checkpoint"): (f"/v1/agents/{AGENT_ID}/checkpoint", {}),
+    ("GET", "/v1/checkpoints"): (f"/v1/checkpoints?fleet=demo&agent={AGENT_ID}", None),
+    ("GET", "/v1/checkpoints/{checkpoint}"): (f"/v1/checkpoints/{CHECKPOINT_ID}", None),
+    ("DELETE", "/v1/checkpoints/{checkpoint}"): (f"/v1/checkpoints/{CHECKPOINT_ID}?dry_run=1", None),
+    ("POST", "/v1/checkpoints/{checkpoint}/restore"): (f"/v1/checkpoints/{CHECKPOINT_ID}/restore", {"timeout_seconds": 2.5}),
     ("GET", "/v1/history"): ("/v1/history?fleet=&limit=3", None),
+    ("GET", "/v1/samples"): ("/v1/samples?fleet=demo&limit=3", None),
     ("GET", "/v1/events"): ("/v1/events?limit=3", None),
     ("GET", "/v1/daemon"): ("/v1/daemon", None),
     ("GET", "/metrics"): ("/metrics", None),
@@ -156,7 +163,14 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
             ("acquire", "demo", {"environment": {"TASK": "7"}, "tools": []}, True, 2.5),
             ("restart", "demo", [AGENT_ID], True, False),
             ("agent", AGENT_ID),
+            ("drain", AGENT_ID, True, False),
+            ("create_checkpoint", AGENT_ID, False),
+            ("list_checkpoints", "demo", AGENT_ID),
+            ("checkpoint", CHECKPOINT_ID),
+            ("remove_checkpoint", CHECKPOINT_ID, True),
+            ("restore_checkpoint", CHECKPOINT_ID, 2.5, False),
             ("history", None, 3),
+            ("samples", "demo", 3),
             ("events", None, 3),
             ("daemon",),
             ("shutdown", "keep"),
@@ -166,7 +180,8 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
         ]
 
 
-CHANGES = ("apply", "scale", "warm", "set_autoscaling", "acquire", "restart", "down", "shutdown")
+KEEPING = ("create_checkpoint", "restore_checkpoint", "remove_checkpoint", "drain")
+CHANGES = ("apply", "scale", "warm", "set_autoscaling", "acquire", "restart", "down", "shutdown", *KEEPING)
 
 
 def changes(server: Serving) -> int:
@@ -228,6 +243,12 @@ BAD_REQUESTS: list[tuple[str, str, bytes | None, int]] = [
     ("POST", "/v1/fleets/demo/acquire", b'{"claim": {"tools": ["' + b"x" * 1025 + b'"]}}', 400),
     ("POST", "/v1/fleets/demo/acquire", json.dumps({"claim": {"tools": ["x"] * 1001}}).encode(), 400),
     ("POST", "/v1/fleets/demo/acquire", b'{"timeout_seconds": -1}', 400),
+    ("GET", "/v1/checkpoints/nonsense", None, 404),
+    ("GET", "/v1/checkpoints/" + "x" * 201, None, 400),
+    ("GET", "/v1/checkpoints?agent=A", None, 400),
+    ("POST", f"/v1/checkpoints/{CHECKPOINT_ID}/restore", b'{"timeout_seconds": -1}', 400),
+    ("POST", f"/v1/agents/{AGENT_ID}/drain", b'{"now": 1}', 400),
+    ("POST", "/v1/agents/A/drain", b"{}", 400),
     ("POST", "/v1/fleets/demo/acquire", b'{"timeout_seconds": 3601}', 400),
     ("POST", "/v1/fleets/demo/acquire", b'{"require_warm": "yes"}', 400),
     ("POST", "/v1/fleets/demo/scale", None, 400),
