@@ -93,7 +93,7 @@ def busy(*, active: int | None = None, slots: int | None = None, pending: int | 
     """How much is in work, how much could be at once, and how much waits; what is left out stays as it was."""
     with _lock:
         if active is not None:
-            _working[0] = active
+            _working[0] = max(0, int(active))  # before it is kept: what is no number must not spoil what comes later
         _say_work(slots, pending)
 
 

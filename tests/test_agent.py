@@ -243,6 +243,23 @@ def test_taking_up_work_ends_being_idle(ear: Ear) -> None:
     go_on(child)
 
 
+def test_a_number_that_is_none_is_refused_and_spoils_nothing_that_comes_later(ear: Ear) -> None:
+    code = """
+    from fleetctl import agent
+    try:
+        agent.busy(active="many")
+    except ValueError:
+        print("refused")
+    agent.busy(active=-3)
+    with agent.work():
+        input()
+    """
+    child = ear.start(code)
+    assert line(child) == "refused"
+    assert ear.until(active=1)[-1].active == 1
+    go_on(child)
+
+
 # -- it never waits, and what it said is not forgotten
 
 
