@@ -19,7 +19,7 @@ from fleetctl.core import restarts, warmpool
 from fleetctl.core.contract import Message
 from fleetctl.core.lifecycle import Move, move
 from fleetctl.core.orders import Action, BecomeReady, Create, Drain, Fail, Forget, Kill, Mode, Promote, Start, Suspend, Wish, free_slots
-from fleetctl.core.reconcile import next_deadline, plan
+from fleetctl.core.reconcile import NOT_YET, next_deadline, plan
 from fleetctl.errors import DrainTimeout, FleetctlError, NotFound, SpawnFailed, StateDirectoryError
 from fleetctl.keeping import Keeping, new_id
 from fleetctl.models import Agent, AgentState, Checkpoint, Event, Exit, OnTimeout, ProbeOutcome, ProcessRef, Replace, Saved, Saving, replace
@@ -408,12 +408,16 @@ class Supervisor:
         match outcome:
             case ProbeOutcome.READY:
                 self._passed[agent_id] = process
+                if agent.note.startswith(NOT_YET):
+                    agent = self._put(replace(agent, note=""))
                 self._consider_ready(agent)
                 if running and not agent.ready:
                     self._put(replace(agent, ready=True, note=""))
                     self._tell("agent.ready", f"{agent_id} is ready again", agent)
             case ProbeOutcome.UNREADY:
-                if running and agent.ready:
+                if agent.state is AgentState.STARTING:
+                    self._put(replace(agent, note=f"{NOT_YET}{reason}"))
+                elif running and agent.ready:
                     self._put(replace(agent, ready=False, note=f"not ready: {reason}"))
                     self._tell("agent.unready", f"{agent_id} is not ready: {reason}", agent)
             case ProbeOutcome.FAILED:

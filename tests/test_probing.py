@@ -45,7 +45,7 @@ def test_a_starting_agent_is_asked_until_it_passes_and_then_left_alone_until_it_
     async def story() -> None:
         world.probing.update(SPEC, [STARTING])
         await asyncio.sleep(5.0)
-        assert world.told == [(STARTING.id, ProbeOutcome.READY, "")]
+        assert world.told == [(STARTING.id, ProbeOutcome.UNREADY, "refused")] * 2 + [(STARTING.id, ProbeOutcome.READY, "")]
         world.probing.update(SPEC, [STARTING])  # it still waits for something else
         await asyncio.sleep(5.0)
         assert len(world.prober.asked) == 3

@@ -116,6 +116,15 @@ async def test_with_a_probe_an_agent_is_ready_when_it_passes(world: World) -> No
     assert (await probe(world, ProbeOutcome.READY)).ready
 
 
+@story(PROBED)
+async def test_a_start_that_took_too_long_says_what_the_probe_said_last(world: World) -> None:
+    agent = await probe(world, ProbeOutcome.UNREADY, "connection refused")
+    assert agent.note == "not ready yet: connection refused"
+    await world.after(START_TIMEOUT + 1.0)
+    failing = [event.message for event in world.state.events if event.kind == "agent.failing"]
+    assert failing == [f"{agent.id} does not work and is stopped: not ready after {START_TIMEOUT:g} s: connection refused"]
+
+
 @pytest.mark.parametrize("word_first", [True, False])
 def test_with_both_it_takes_its_word_and_the_probe(word_first: bool) -> None:
     async def told(world: World) -> None:

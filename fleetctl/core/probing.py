@@ -58,7 +58,8 @@ def after(pace: Pace, state: ProbeState, *, passed: bool, now: float) -> tuple[P
         elapsed = now - state.since
         pause = min(pace.interval_seconds, max(_FIRST_PAUSE_SECONDS, _PAUSE_SHARE * elapsed))
         timeout = min(pace.timeout_seconds, max(_first_timeout(pace), _TIMEOUT_SHARE * elapsed))
-        return replace(state, failures=failures, next_at=now + pause, timeout_seconds=timeout), None
+        told = ProbeOutcome.UNREADY if failures & (failures - 1) == 0 else None  # the 1st, 2nd, 4th ...: people want to know, disks do not
+        return replace(state, failures=failures, next_at=now + pause, timeout_seconds=timeout), told
     failed = replace(state, failures=failures, next_at=now + pace.interval_seconds)
     if failures < pace.failure_threshold:
         return failed, None

@@ -25,6 +25,9 @@ from fleetctl.core.orders import (
 )
 from fleetctl.models import Agent, AgentState, FleetSpec, Replace
 
+NOT_YET = "not ready yet: "
+"""Before what its probe said last, in the note of an agent that starts."""
+
 
 def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
     """The orders that bring the agents closer to the wish. `now`: seconds of the boot's monotonic clock."""
@@ -89,7 +92,8 @@ def _overdue(spec: FleetSpec, agent: Agent, now: float) -> Action | None:
     if agent.state is AgentState.STARTING and agent.process and not agent.leader_exit:
         if agent.ready_deadline is not None and agent.ready_deadline <= now:
             return BecomeReady(agent)
-        return Fail(agent, f"not ready after {spec.readiness.start_timeout_seconds:g} s")
+        why = f": {agent.note.removeprefix(NOT_YET)}" if agent.note.startswith(NOT_YET) else ""
+        return Fail(agent, f"not ready after {spec.readiness.start_timeout_seconds:g} s{why}")
     return Kill(agent) if agent.state is AgentState.DRAINING else None
 
 
