@@ -216,10 +216,9 @@ class ListeningSockets:
             return f"{address.host} is no address of this machine"
         if error.errno == errno.EACCES and not address.path:
             return f"port {address.port} needs a permission that this user does not have"
-        if address.path:
-            owner = self._holder(address)
-            return f"{address.path} {f'is taken by fleet {owner}' if owner else error.strerror}"
-        return f"{address}: {error.strerror}"
+        if address.path and (owner := self._holder(address)):
+            return f"{address.path} is taken by fleet {owner}"
+        return f"{address.path} {error.strerror}" if error.errno == errno.EEXIST else f"{address}: {error.strerror}"
 
     def _holder(self, address: Address) -> str | None:
         for fleet, sockets in self._held.items():
