@@ -85,6 +85,7 @@ class Fleet:
             on_change=self._announce,
             on_event=on_event,
             last_output=last_output,
+            idle=self._idle,
         )
         if prober is not None:
             self._probing = Probing(prober, clock, self.supervisor.probed)
@@ -363,6 +364,10 @@ class Fleet:
     def reports(self) -> Mapping[str, Report]:
         """What the processes that run said of their work, by agent id; without those that never said anything."""
         return {agent_id: report for agent_id, report in self._reports.items() if report.process == self.supervisor.process_of(agent_id)}
+
+    def _idle(self) -> frozenset[str]:
+        """Those whose processes said that they have nothing to do: they are the first to go where the fleet shrinks."""
+        return frozenset(agent_id for agent_id, report in self.reports.items() if report.at_rest)
 
     def restart(self, agent_ids: Sequence[str] | None, *, all_at_once: bool) -> list[str]:
         """Replace the processes of these agents, or of all; the ids concerned. Raises NotFound."""

@@ -63,13 +63,14 @@ class Supervisor:
         on_change: Callable[[], None] = lambda: None,
         on_event: Callable[[Event], None] = lambda event: None,
         last_output: Callable[[Agent], Sequence[str]] = lambda agent: (),
+        idle: Callable[[], Collection[str]] = lambda: (),
         random_source: random.Random | None = None,
     ) -> None:
         self.wish = wish
         self.published: tuple[Agent, ...] = ()
         self.trouble: str | None = None
         self._lifecycle, self._state, self._clock = lifecycle, state, clock
-        self._on_change, self._on_event, self._last_output = on_change, on_event, last_output
+        self._on_change, self._on_event, self._last_output, self._idle = on_change, on_event, last_output, idle
         self._random = random_source or random.Random()
         self._agents = {agent.id: agent for agent in agents}
         self._dirty: set[str] = set(self._agents)
@@ -252,7 +253,9 @@ class Supervisor:
             if self._acquiring:  # somebody waits: before anything else
                 await self._save_and_resume(self._owed_a_resume())
                 continue
-            planned = plan(self.wish, list(self._agents.values()), self._clock.monotonic())
+            # What agents say of their work wakes nobody: it is asked for when it may matter who goes.
+            idle = self._idle() if len(self._agents) > self.wish.replicas else ()
+            planned = plan(self.wish, list(self._agents.values()), self._clock.monotonic(), idle=idle)
             actions = [action for action in planned if not self._is_under_way(action)]
             if not (actions or self._inbox or self._owed_a_stop() or self._owed_a_resume() or self._owed_their_keep()):
                 await self._flush()

@@ -88,3 +88,28 @@ def test_who_is_unknown_is_not_heard(place: Place) -> None:
         assert fleet.reports == {}
 
     place.run(story)
+
+
+@pytest.mark.parametrize(
+    ("said", "goes"),
+    [
+        pytest.param((Message(active=1), Message(idle=True)), 1, id="idle"),
+        pytest.param((Message(active=1, pending=0), Message(active=0, pending=0)), 1, id="nothing in work, nothing waits"),
+        pytest.param((Message(active=1), Message(active=0, pending=3)), 0, id="something waits"),
+        pytest.param((Message(idle=True), Message(idle=True)), 0, id="both are idle: the oldest"),
+        pytest.param((), 0, id="nobody said anything: the oldest"),
+    ],
+)
+def test_a_fleet_that_shrinks_ends_who_has_nothing_to_do(place: Place, said: tuple[Message, ...], goes: int) -> None:
+    async def story(fleet: Fleet) -> None:
+        before = [agent.id for agent in fleet.agents]
+        for agent_id in before:
+            fleet.hear(agent_id, Message(ready=True))
+        for agent_id, message in zip(before, said, strict=False):
+            fleet.hear(agent_id, message)
+        await settled()
+        await fleet.scale(1)
+        await settled()
+        assert [agent.id for agent in fleet.agents] == [before[1 - goes]]
+
+    place.run(story)

@@ -79,6 +79,11 @@ class Report:
     cost: float | None = None
 
     @property
+    def at_rest(self) -> bool:
+        """Whether it said that it has nothing to do: that it is idle, or that nothing is in work and nothing waits."""
+        return self.idle or (self.active == 0 and self.pending == 0)
+
+    @property
     def occupancy(self) -> float | None:
         """The part of its slots that is in work, above 1 where it took more; None where it did not say both."""
         return self.active / self.slots if self.active is not None and self.slots else None

@@ -4,7 +4,7 @@
 the next look.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from fleetctl.core import warmpool
 from fleetctl.core.orders import (
@@ -29,8 +29,11 @@ NOT_YET = "not ready yet: "
 """Before what its probe said last, in the note of an agent that starts."""
 
 
-def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
-    """The orders that bring the agents closer to the wish. `now`: seconds of the boot's monotonic clock."""
+def plan(wish: Wish, agents: Sequence[Agent], now: float, *, idle: Collection[str] = ()) -> list[Action]:
+    """The orders that bring the agents closer to the wish.
+
+    `now`: seconds of the boot's monotonic clock; `idle`: ids of agents that said that they have nothing to do.
+    """
     actions: list[Action] = [action for agent in agents if (action := _overdue(wish.spec, agent, now))]
     if wish.mode is Mode.STOP:
         # A warm instance has nothing that is worth coming back for: the next daemon fills the pool anew.
@@ -39,7 +42,7 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float) -> list[Action]:
         ]
     staying = [agent for agent in agents if not agent.leaving and not agent.pooled]
     surplus = len(staying) - wish.replicas
-    victims = _victims(staying)[:surplus] if surplus > 0 else []
+    victims = _victims(staying, idle)[:surplus] if surplus > 0 else []
     actions += [end(agent, "the fleet is taken down" if wish.down else f"scaled down to {wish.replicas}") for agent in victims]
     leaving = {agent.id for agent in victims}
     staying = [agent for agent in staying if agent.id not in leaving]
@@ -101,9 +104,9 @@ def _can_drain(agent: Agent) -> bool:
     return agent.process is not None and agent.state in (AgentState.STARTING, AgentState.RUNNING, AgentState.SUSPENDED)
 
 
-def _victims(agents: Sequence[Agent]) -> list[Agent]:
-    """Who goes first: those that do no work anyway, then the oldest."""
-    return sorted(agents, key=lambda agent: (agent.process is not None, agent.ready, agent.created_at, agent.slot))
+def _victims(agents: Sequence[Agent], idle: Collection[str]) -> list[Agent]:
+    """Who goes first: those that do no work anyway, then those that said so, then the oldest."""
+    return sorted(agents, key=lambda agent: (agent.process is not None, agent.ready, agent.id not in idle, agent.created_at, agent.slot))
 
 
 def _replacements(spec: FleetSpec, staying: Sequence[Agent]) -> list[Action]:

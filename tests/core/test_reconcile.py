@@ -116,6 +116,22 @@ def test_plan(wanted: Wish, agents: list[Agent], expected: list[tuple[object, ..
     assert told(plan(wanted, agents, NOW)) == expected
 
 
+@pytest.mark.parametrize(
+    ("wanted", "agents", "idle", "leave"),
+    [
+        pytest.param(2, THREE, {2}, [2], id="an idle one before the oldest"),
+        pytest.param(1, THREE, {2}, [2, 0], id="then the oldest"),
+        pytest.param(1, THREE, {1, 2}, [1, 2], id="of idle ones the oldest first"),
+        pytest.param(2, THREE, set(), [0], id="nobody said so"),
+        pytest.param(2, [agent(0), agent(1), agent(2, S.STARTING)], {0}, [2], id="one that is not ready goes before an idle one"),
+        pytest.param(3, THREE, {0, 1, 2}, [], id="idle ones stay where nobody has to go"),
+    ],
+)
+def test_who_has_nothing_to_do_goes_first(wanted: int, agents: list[Agent], idle: set[int], leave: list[int]) -> None:
+    actions = plan(wish(wanted), agents, NOW, idle={f"demo-{slot}" for slot in idle})
+    assert told(actions) == [("drain", slot, "leaves") for slot in leave]
+
+
 OLD = OTHER.process_hash
 
 
