@@ -7,6 +7,7 @@ FULL: a change is on disk before the method returns. While no daemon runs, `read
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -28,6 +29,7 @@ T = TypeVar("T")
 KEPT_EVENTS, KEPT_DECISIONS = 20_000, 20_000
 KEPT_SAMPLES = 500_000  # of all fleets: about 100 MB, two weeks of ten fleets at one each 30 s
 _PRUNE_EVERY = 1_000
+_ROOM = "free some space there and try again; what runs goes on meanwhile"
 _LARGEST_WISH_BYTES = 16 * 1024 * 1024
 _LOCK_TRIES, _LOCK_RETRY_SECONDS = 20, 0.01
 _PROGRAM = "program\n"  # in the lock's file, behind the pid
@@ -316,10 +318,11 @@ class LocalStateManager:
                 return work()
         except sqlite3.Error as error:
             self.failures += 1
-            raise StateDirectoryError(f"{self.paths.database}: {error}") from error
+            raise StateDirectoryError(f"{self.paths.database}: {error}", hint=_ROOM if _is_full(error) else None) from error
         except OSError as error:
             self.failures += 1
-            raise StateDirectoryError(f"{error.filename or self.paths.root}: {error.strerror}") from error
+            where = error.filename or self.paths.root
+            raise StateDirectoryError(f"{where}: {error.strerror}", hint=_ROOM if _is_full(error) else None) from error
 
     def _connected(self) -> sqlite3.Connection:
         if self._db is None:
@@ -435,6 +438,13 @@ def _remove_file(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     _sync_folder(path)
+
+
+def _is_full(error: sqlite3.Error | OSError) -> bool:
+    """Whether room is all that lacks: then another state directory is no way out, for what runs is in this one."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _sync_folder(path: str) -> None:

@@ -432,8 +432,9 @@ def test_a_disk_without_room_heals(tmp_path: Path) -> None:
                 with pytest.raises(StateDirectoryError, match=r"full|disk I/O"):
                     for number in range(200):
                         await state.save([replace(FULL, id=f"demo-{number}", note="x" * 2000)])
-                with pytest.raises(StateDirectoryError, match="No space left"):
+                with pytest.raises(StateDirectoryError, match="No space left") as refused:
                     await state.save_wish(replace(SPEC, command=("x" * 200_000,)), down=False)
+                assert "free some space" in (refused.value.hint or "")
                 assert os.listdir(real.paths.fleets) == []
                 (tmp_path / "ballast").unlink()
                 await state.save([FULL])
