@@ -8,7 +8,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -891,19 +891,33 @@ else:
         return made
 
 
+def agent_to_json(agent: Agent) -> dict[str, Any]:  # Any: JSON values
+    """What differs from a new agent, as JSON values: a third of the whole. So a field's default must never change its meaning."""
+    names, read = _fields_of(Agent) or ((), lambda _: ())
+    return {
+        name: one if type(one) in _PLAIN else to_json(one)
+        for name, one, usual in zip(names, read(agent), _usual(), strict=True)
+        if one is not usual and one != usual
+    }
+
+
+@cache
+def _usual() -> tuple[Any, ...]:  # Any: whatever the fields hold; what has no default is like nothing
+    return tuple(one.default for one in fields(Agent))
+
+
+_AGENT_READERS: Mapping[str, Callable[[Any], Any]] = {  # Any: from JSON values to the field's
+    "state": AgentState,
+    "replace": Replace,
+    "saving": Saving,
+    "failures": tuple,
+    "process": lambda data: ProcessRef(**data),
+    "last_exit": lambda data: Exit(**data),
+    "leader_exit": lambda data: Exit(**data),
+}
+
+
 def agent_from_json(data: Mapping[str, Any]) -> Agent:
-    """The agent that `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
-    known = {key: value for key, value in data.items() if key in Agent.__dataclass_fields__}
-    process, last, leader = data["process"], data["last_exit"], data["leader_exit"]
-    return Agent(
-        **{
-            **known,
-            "state": AgentState(data["state"]),
-            "replace": Replace(data["replace"]),
-            "saving": Saving(data.get("saving", Saving.NO)),
-            "failures": tuple(data["failures"]),
-            "process": ProcessRef(**process) if process else None,
-            "last_exit": Exit(**last) if last else None,
-            "leader_exit": Exit(**leader) if leader else None,
-        }
-    )
+    """The agent that `agent_to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+    known = {name: value for name, value in data.items() if name in Agent.__dataclass_fields__}
+    return Agent(**{name: _AGENT_READERS[name](one) if one is not None and name in _AGENT_READERS else one for name, one in known.items()})

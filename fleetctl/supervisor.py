@@ -32,6 +32,7 @@ _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _SPAWNS_IN_A_ROW = 8
 _TROUBLE_RETRY_SECONDS = 1.0
 _KILL_AGAIN_SECONDS = 1.0
+_MOMENT_SECONDS = 0.01
 _LEFTOVER_SECONDS = 5.0
 _NAMED_SURVIVORS = 5
 _MOST_EXTENSION_SECONDS = 3600.0
@@ -356,11 +357,32 @@ class Supervisor:
         self._suspend(suspending)
         self._begin_keeping()
         if stopping and not starting:
-            # Most end at once: that they were told is written with their end, or when the next look finds nothing else to do. A daemon
-            # that dies before asks again, as one that dies between the signal and its record always does.
-            await asyncio.sleep(0)
+            await self._see_off({agent.id for agent in stopping})
         else:
             await self._flush()
+
+    async def _see_off(self, agent_ids: Collection[str]) -> None:
+        """Wait a moment for those that were just asked to stop: most end at once, and then one write tells of both.
+
+        A daemon that dies before asks again, as one that dies between the signal and its record always does.
+        """
+        until = self._clock.monotonic() + _MOMENT_SECONDS
+        timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self._wake.set)
+        try:
+            while not self._acquiring and any(map(self._is_on_its_way_out, agent_ids)):
+                due = next_deadline(self.wish, self._agents.values())
+                if self._clock.monotonic() >= min(until, due or until):
+                    break
+                if not self._inbox:
+                    self._wake.clear()
+                    await self._wake.wait()
+                self._take_in()
+        finally:
+            timer.cancel()
+
+    def _is_on_its_way_out(self, agent_id: str) -> bool:
+        agent = self._agents.get(agent_id)
+        return agent is not None and agent.state is AgentState.DRAINING
 
     def _become_ready(self, agent: Agent) -> None:
         ready = replace(agent, state=move(agent.state, Move.BECOME_READY), ready=True, rolled=False, restore="", note="")

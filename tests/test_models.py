@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 
-from fleetctl.models import Agent, AgentState, Event, Exit, FleetSpec, ProcessRef, ScalingDecision, agent_from_json, replace, to_json
+from fleetctl.models import (
+    Agent,
+    AgentState,
+    Event,
+    Exit,
+    FleetSpec,
+    ProcessRef,
+    ScalingDecision,
+    agent_from_json,
+    agent_to_json,
+    replace,
+    to_json,
+)
 
 AGENT = Agent(
     id="web-abcde",
@@ -42,7 +54,18 @@ def test_replace_knows_every_model_that_is_changed() -> None:
 def test_json_of_a_model_holds_what_the_model_holds() -> None:
     found = to_json(AGENT)
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(dataclasses.asdict(AGENT)))
-    assert agent_from_json(json.loads(json.dumps(found))) == AGENT
     event = Event(at=1.0, kind="k", fleet="web", message="m", data={"lines": ["a"]})
     assert to_json(event)["data"] == {"lines": ["a"]}
     assert to_json(ScalingDecision(action="none", target_replicas=1, current_replicas=1, reason="r"))["cause"] == "manual"
+
+
+@pytest.mark.parametrize(
+    "agent", [AGENT, Agent(id="web-abcde", fleet="web", slot=0, created_at=0.0), replace(AGENT, last_exit=None, failures=())]
+)
+def test_a_record_holds_what_is_special_of_an_agent_and_older_ones_held_everything(agent: Agent) -> None:
+    record = json.loads(json.dumps(agent_to_json(agent)))
+    assert agent_from_json(record) == agent == agent_from_json(json.loads(json.dumps(to_json(agent))))
+    assert {"id", "fleet", "slot", "created_at"} <= record.keys()
+    assert "retry_deadline" not in record
+    with pytest.raises(TypeError):
+        agent_from_json({"id": "web-abcde"})

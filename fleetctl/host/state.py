@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from fleetctl.errors import DaemonRunning, KeptByProgram, StateDirectoryError
 from fleetctl.host.paths import Paths
-from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, agent_from_json, to_json
+from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, agent_from_json, agent_to_json, to_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -226,7 +226,7 @@ class LocalStateManager:
         events: Iterable[Event] = (),
         history: Iterable[tuple[str, ScalingDecision]] = (),
     ) -> None:
-        rows = [(agent.id, agent.fleet, json.dumps(to_json(agent))) for agent in agents]
+        rows = [(agent.id, agent.fleet, json.dumps(agent_to_json(agent))) for agent in agents]
         gone = [(agent_id,) for agent_id in forget]
         told = [(event.at, event.fleet, json.dumps(to_json(event))) for event in events]
         decided = [(one.at, fleet, json.dumps({**to_json(one), "fleet": fleet})) for fleet, one in history]
