@@ -58,7 +58,7 @@ class FleetManager:
     program that names it; without one they end with this program. `config_template`: of the agents, where it is known already.
 
     All methods are to be called in one event loop. A fleet is of one kind: a template that differs from the last one replaces the
-    agents that run, one by one. Cancelling a method ends the waiting, and not what it asked for.
+    agents that run, one by one. Cancelling a method that changes the fleet ends the waiting, and not the change.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class FleetManager:
         self._checked: tuple[AgentConfig | None, FleetSpec] | None = None  # the last template, and what came of it
         self._spec = self._spec_of(config_template)
         self._home: Home | None = None
+        self._opening = False
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()  # Any: whatever they return
         self._changing = asyncio.Lock()
@@ -96,10 +97,14 @@ class FleetManager:
 
         Raises DaemonRunning or KeptByProgram where somebody else keeps the fleets of `state_dir`, StateDirectoryError.
         """
-        if self._home is not None:
+        if self._home is not None or self._opening:
             raise UsageError("the FleetManager is initialized already", hint="make another FleetManager for another fleet")
         managers = Managers(lifecycle=lifecycle_manager, state=state_manager, resources=resource_manager)
-        home = await Home.open(self._name, self._restored, managers, state_dir=self._state_dir, clock=clock)
+        self._opening = True
+        try:
+            home = await Home.open(self._name, self._restored, managers, state_dir=self._state_dir, clock=clock)
+        finally:
+            self._opening = False
         self._home, self._changing = home, asyncio.Lock()
         self._grown, self._shrunk = _Told(), _Told()
         if home.fleet is not None and self._template is not None:
@@ -310,24 +315,24 @@ class FleetManager:
         or that another program would have to run for, is none to hand out. Raises UsageError where there are `max_replicas` already.
         """
         _, fleet = self._working(ScaleUpFailed)
-        return await self._undisturbed(self._acquire(fleet, config_template))
-
-    async def _acquire(self, fleet: Fleet, template: AgentConfig | None) -> SpawnResult | None:
-        async with self._changing:
-            if not fleet.wish.pool_alone:  # the first that tells what the agents are: from now on there is a pool
-                await self._use(fleet, template, fleet.wish.replicas)
-            claim: dict[str, object] = {}
-            if template is not None:
-                claim = {"environment": dict(template.environment), "tools": list(template.tools), "template": template.agent_id}
-                spec = fleet.spec
-                asked = self._spec_of(template, spec)
-                if replace(asked, environment=spec.environment, tools=spec.tools) != spec:
-                    fleet.warm_misses += 1
-                    return None
-            try:
-                return await fleet.acquire(claim, require_warm=True, timeout_seconds=0.0)
-            except WarmPoolEmpty:
+        if not fleet.wish.pool_alone:  # the first that tells what the agents are: from now on there is a pool
+            await self._undisturbed(self._fill(fleet, config_template))
+        claim: dict[str, object] = {}
+        if config_template is not None:
+            spec, asked = fleet.spec, self._spec_of(config_template, fleet.spec)
+            if replace(asked, environment=spec.environment, tools=spec.tools) != spec:
+                fleet.warm_misses += 1
                 return None
+            claim = {"environment": dict(asked.environment), "tools": list(asked.tools), "template": config_template.agent_id}
+        try:
+            return await fleet.acquire(claim, require_warm=True, timeout_seconds=0.0)
+        except WarmPoolEmpty:
+            return None
+
+    async def _fill(self, fleet: Fleet, template: AgentConfig | None) -> None:
+        async with self._changing:
+            if not fleet.wish.pool_alone:
+                await self._use(fleet, template, fleet.wish.replicas)
 
     def get_warm_pool_stats(self) -> dict[str, Any]:
         """Sizes, and how often the pool had what was asked for, in percent; `instances`: who waits in it, the oldest first."""

@@ -170,6 +170,14 @@ def test_a_wrong_template_is_told_and_changes_nothing(template: Any, message: st
         await settled()
         assert not here.machine.processes
         assert not here.state.wishes
+        await fleet.scale_up(1, TEMPLATE)
+        await asyncio.sleep(3 * SETTLE)
+        before = {process.ref for process in here.machine.living()}
+        for use in (fleet.acquire_from_warm_pool, fleet.start_autoscaling, lambda wrong: fleet.scale_up(2, wrong)):
+            with pytest.raises(ConfigError, match=message):
+                await use(template)
+        await settled()
+        assert {process.ref for process in here.machine.living()} == before
 
     here.run(story)
 
@@ -242,6 +250,12 @@ def test_initialize_twice_is_refused_and_cleanup_twice_is_not() -> None:
     async def story(fleet: FleetManager) -> None:
         with pytest.raises(UsageError, match="initialized already"):
             await fleet.initialize()
+        other = FleetManager()
+        twice = [other.initialize(FakeLifecycleManager(FakeMachine(here.machine.clock)), clock=here.machine.clock) for _ in range(2)]
+        done, refused = await asyncio.gather(*twice, return_exceptions=True)
+        assert done is None
+        assert isinstance(refused, UsageError)
+        await other.cleanup()
         await fleet.scale_up(2)
         await asyncio.gather(fleet.cleanup(), fleet.cleanup())
         await fleet.cleanup()
