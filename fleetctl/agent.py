@@ -253,13 +253,13 @@ def on_claim(callback: Callable[[Claim], object]) -> None:
     import signal
 
     _say({f"{_X}CLAIM": "1"}, at_once=True)  # so that fleetctl knows that this agent reads it
-    given = False
+    waiting = [callback]
 
     def look() -> None:
-        nonlocal given
-        if not given and (found := claim()) is not None:
-            given = True
-            callback(found)
+        found = claim() if waiting else None
+        # Asked once more: while it was read another signal may have come, whose handler has told it already.
+        if found is not None and waiting:
+            waiting.pop()(found)
 
     _on_signal(signal.SIGCONT, look)
     look()

@@ -489,6 +489,24 @@ def test_an_agent_of_the_warm_pool_is_told_its_claim_when_it_goes_on(ear: Ear, t
     assert line(child) == "alive"  # and is told once
 
 
+def test_a_signal_in_the_middle_of_reading_the_claim_does_not_tell_it_twice(ear: Ear, tmp_path: Path) -> None:
+    (tmp_path / "claim.json").write_text(json.dumps(CLAIM))
+    code = """
+    import signal
+    from fleetctl import agent
+    read, told, left = agent.claim, [], [signal.SIGCONT]
+    def interrupted():
+        found = read()
+        if left:
+            signal.raise_signal(left.pop())
+        return found
+    agent.claim = interrupted
+    agent.on_claim(told.append)
+    print(len(told))
+    """
+    assert ear.run(code, FLEETCTL_CLAIM=str(tmp_path / "claim.json")) == "1\n"
+
+
 def test_a_claim_that_is_there_is_told_at_once(ear: Ear, tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     path.write_text(json.dumps(CLAIM))
