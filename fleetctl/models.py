@@ -792,11 +792,12 @@ class Checkpoint:
 class Saved:
     """What came of saving an agent's state. `checkpoint` None: there was nothing to save; `complete`: all worth keeping is in it.
 
-    `problem`: why something is not.
+    `problem`: why something is not; `fresh`: it was written now, and not there already.
     """
 
     checkpoint: Checkpoint | None
     complete: bool = True
+    fresh: bool = True
     problem: str = ""
 
 

@@ -1006,7 +1006,7 @@ class Supervisor:
             self._could_not_start(agent, SpawnFailed(f"it cannot be restored: {problem}"))
 
     def _tell_saved(self, agent: Agent, saved: Saved) -> None:
-        if saved.checkpoint is not None:
+        if saved.checkpoint is not None and saved.fresh:
             text = f"{agent.id}: checkpoint {saved.checkpoint.id} ({saved.checkpoint.reason})"
             self._tell("checkpoint.saved", text, agent, checkpoint=saved.checkpoint.id, bytes=saved.checkpoint.size)
         if saved.problem:

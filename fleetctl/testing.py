@@ -425,7 +425,8 @@ class FakeCheckpointStore:
         content = {} if commanded else self._part("state/", self.states.get(agent.id), known)
         content |= self._part("written/", self.written.get(agent.id) or None, known)
         if sum(map(len, content.values())) > spec.max_bytes:
-            return Saved(checkpoint=known[0] if known else None, complete=False, problem="it is too large and stays where it is")
+            problem = "it is too large and stays where it is"
+            return Saved(checkpoint=known[0] if known else None, complete=False, fresh=False, problem=problem)
         if not content and not agent.resume_token:
             self.saved.pop(checkpoint_id, None)
             return Saved(checkpoint=None)
@@ -451,7 +452,7 @@ class FakeCheckpointStore:
         mine = [one for one, (checkpoint, _) in self.saved.items() if checkpoint.agent_id == agent.id]
         for old in mine[: -spec.keep]:
             del self.saved[old]
-        return Saved(checkpoint=self.saved[checkpoint_id][0], complete=not commanded)
+        return Saved(checkpoint=self.saved[checkpoint_id][0], complete=not commanded, fresh=self.saved[checkpoint_id] is not known)
 
     async def clear(self, agent: Agent) -> None:
         await self._try()

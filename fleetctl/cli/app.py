@@ -28,6 +28,7 @@ FAMILIES = {
     "logs": ("logs",),
     "restart": ("restart",),
     "warm": ("warm", "acquire"),
+    "checkpoint": ("checkpoint", "drain"),
     "autoscale": ("autoscale",),
     "explain": ("explain",),
     "explore": ("inspect", "history", "events"),
@@ -56,6 +57,7 @@ _END = "`fleetctl down` takes fleets down, `fleetctl restart AGENT` replaces an 
 OTHER_WORDS = {
     **dict.fromkeys(("ls", "list"), "`fleetctl ps` lists agents, `fleetctl status` fleets"),
     **dict.fromkeys(("stop", "rm", "delete", "kill"), _END),
+    **dict.fromkeys(("backup", "save", "snapshot"), "`fleetctl checkpoint create` saves what an agent keeps"),
     **dict.fromkeys(("start", "apply", "run", "create"), "`fleetctl up` starts fleets"),
     "monit": "`fleetctl top` shows the busiest agents, `fleetctl status` all of them",
     **dict.fromkeys(("tail", "log"), "`fleetctl logs -f` shows what agents write"),

@@ -123,7 +123,9 @@ def stop(
         try:
             agents = [agent["id"] for fleet in engine.client.status()["fleets"] for agent in fleet["agents"] if agent["pid"]]
             mode = "drain" if drain else "keep" if keep or not agents else _ask(len(agents))
-            pid = engine.stop_daemon(mode, limit)
+            from fleetctl.cli.waiting import Troubles
+
+            pid = engine.stop_daemon(mode, limit, Troubles().tell)
         except DaemonUnreachable:
             if json:
                 emit_json({"schema": "fleetctl/shutdown/v1", "mode": None, "pid": None, "agents": []})

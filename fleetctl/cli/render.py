@@ -406,6 +406,37 @@ def history_lines(entries: Sequence[Object], width: int | None) -> list[Line]:
     return table(HISTORY_COLUMNS, entries, width) if entries else [[("no decisions yet", "dim")]]
 
 
+CHECKPOINT_COLUMNS = (
+    Column("CHECKPOINT", lambda one: one["id"], style=lambda one: "bold"),
+    Column("AGENT", lambda one: one["agent"]),
+    Column("TAKEN", lambda one: moment(one["created_at"]), drop=2),
+    Column("KIND", lambda one: one["kind"], drop=1),
+    Column("FILES", lambda one: one["files"], right=True, drop=3),
+    Column("SIZE", lambda one: size(one["bytes"]), right=True),
+    Column("REASON", lambda one: "; ".join([one["reason"], *one["notes"]]), shrink=True, least=10),
+)
+
+
+def checkpoints_lines(checkpoints: Sequence[Object], width: int | None) -> list[Line]:
+    return table(CHECKPOINT_COLUMNS, checkpoints, width) if checkpoints else [[("no checkpoints", "dim")]]
+
+
+def checkpoint_lines(found: Object, width: int | None) -> list[Line]:
+    """One checkpoint with its files, as `checkpoint show` has it."""
+    token = f"yes, in {found['path']}/checkpoint.json" if found["has_token"] else "none"
+    pairs: list[tuple[str, object]] = [
+        ("checkpoint", found["id"]),
+        ("agent", f"{found['agent']}, slot {found['slot']} of fleet {found['fleet']}"),
+        ("taken", f"{moment(found['created_at'])}, {found['reason']}"),
+        ("kind", found["kind"]),
+        ("resume token", token),
+        ("folder", found["path"]),
+        ("files", f"{count(found['files'], 'file')}, {size(found['bytes'])}, each as it was saved"),
+        *(("note", note) for note in found["notes"]),
+    ]
+    return [*fields(pairs, width), *([(f"  {clean(file['path'])}  {size(file['size'])}", "dim")] for file in found["contents"])]
+
+
 def event_line(event: Object) -> Line:
     """One event; columns that stay where they are, because a stream has no table to fit them to."""
     who = event.get("agent_id") or event.get("fleet") or "-"

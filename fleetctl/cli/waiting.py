@@ -7,7 +7,7 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fleetctl.cli.terminal import Progress
+from fleetctl.cli.terminal import Progress, harmless, say
 from fleetctl.errors import Busy, DaemonUnreachable, FleetctlError, NotFound, NotStopped, TimedOut
 
 if TYPE_CHECKING:
@@ -102,6 +102,24 @@ def deadline(seconds: float | None, what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+class Troubles:
+    """What keeps agents from being stopped, said once each, so that no command waits without a word."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def tell(self, status: "Status", names: Sequence[str] | None = None) -> None:
+        for fleet in status["fleets"]:
+            waiting = [agent for agent in fleet["agents"] if agent["unsaved"] and (names is None or fleet["name"] in names)]
+            if waiting and waiting[0]["unsaved"] not in self._said:
+                first, others = waiting[0], f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+                self._said.add(str(first["unsaved"]))
+                say(
+                    f"{first['id']}{others}: no checkpoint can be taken ({harmless(str(first['unsaved']))}), and without one it is not"
+                    f" stopped. Free some space, or stop without one: `fleetctl drain {first['id']} --now`, `fleetctl down --now`"
+                )
+
+
 class Watched:
     """Waiting for the daemon to report what was asked for; keeps the last status seen, for a word on how far things came."""
 
@@ -109,6 +127,7 @@ class Watched:
         self.engine = engine
         self.names = names
         self.last: Status | None = None
+        self.troubles = Troubles()
         self._draining: frozenset[str] = frozenset()
         self._draining_since = 0.0
         self._drain_seconds: float | None = None
@@ -125,6 +144,7 @@ class Watched:
                     self.last = status
                     if done(status):
                         return status
+                    self.troubles.tell(status, self.names)
                     self._check_survivors(status)
                     progress.update(summary(status, self.names))
         except TimedOut as error:
@@ -150,7 +170,7 @@ class Watched:
             for fleet in status["fleets"]
             if fleet["name"] in self.names
             for agent in fleet["agents"]
-            if agent["state"] == "draining"
+            if agent["state"] == "draining" and not agent["unsaved"]
         ]
         if (draining := frozenset(found)) != self._draining:
             self._draining, self._draining_since = draining, monotonic()

@@ -175,6 +175,7 @@ class Control:
             await fleet.close()
         await self.sinks.close()
         self.checkpoints.close()
+        await self.sinks.close()
 
     @property
     def shutting_down(self) -> bool:
@@ -489,6 +490,8 @@ class Control:
     async def restore_checkpoint(self, checkpoint_id: str, *, timeout_seconds: float, dry_run: bool) -> Json:
         started = self._clock.monotonic()
         checkpoint = await self.checkpoints.find(checkpoint_id)
+        if checkpoint.fleet not in self.fleets:
+            raise NotFound(f"checkpoint {checkpoint_id} is of fleet {checkpoint.fleet}, which is not up", hint="`fleetctl up` starts it")
         fleet = self._find(checkpoint.fleet)
         _refuse_if_down(fleet)
         if not checkpoint.resume_token and any("{token}" in word for word in fleet.spec.checkpoints.restore_command):

@@ -10,7 +10,7 @@ from fleetctl.errors import DaemonRunning, DaemonUnreachable, FleetctlError, Not
 from fleetctl.host.paths import Paths, choose_state_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         AgentStatus,
         Autoscaling,
         Change,
+        CheckpointDetail,
+        CheckpointInfo,
+        Checkpoints,
         EventInfo,
         ExitInfo,
         FleetStatus,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 READY_FD = "FLEETCTL_READY_FD"
 START_SECONDS = 20.0
+LOOK_SECONDS = 2.0
 
 
 class LocalEngine:
@@ -103,7 +107,8 @@ class LocalEngine:
         return self.client.down(fleet, now, dry_run)
 
     def drain_seconds(self, fleet: str) -> float:
-        return float(self.client.fleet(fleet)["spec"]["graceful_drain"]["timeout_seconds"])
+        drain = self.client.fleet(fleet)["spec"]["graceful_drain"]
+        return float("inf") if drain["on_timeout"] == "wait" else float(drain["timeout_seconds"] + drain["checkpoint_timeout_seconds"])
 
     def history(self, fleet: str | None, limit: int) -> "list[HistoryEntry]":
         return self.client.history(fleet, limit)["entries"]
@@ -197,8 +202,14 @@ class LocalEngine:
             hint=f"look at {self.paths.daemon_log}, and at `fleetctl doctor`",
         )
 
-    def stop_daemon(self, mode: str, timeout: float | None = None) -> int:
-        """Ask the daemon to end ("keep" or "drain" its agents) and wait until it has; its pid. Raises DaemonUnreachable, TimedOut."""
+    def stop_daemon(self, mode: str, timeout: float | None = None, meanwhile: "Callable[[Status], None]" = lambda status: None) -> int:
+        """Ask the daemon to end ("keep" or "drain" its agents) and wait until it has; its pid. Raises DaemonUnreachable, TimedOut.
+
+        `meanwhile` is told how things are while that takes its time.
+        """
+        from contextlib import suppress
+        from time import monotonic
+
         pid = int(self.client.daemon()["pid"])
         try:
             process = os.pidfd_open(pid)
@@ -206,8 +217,15 @@ class LocalEngine:
             return pid  # it ended in between
         with open(process, "rb", buffering=0) as descriptor:
             self.client.shutdown(mode)
-            if not _readable(descriptor.fileno(), timeout):
-                raise TimedOut(f"the daemon (pid {pid}) has not ended after {timeout:g} s; it goes on trying")
+            deadline = None if timeout is None else monotonic() + timeout
+            while True:
+                left = LOOK_SECONDS if deadline is None else max(0.0, min(LOOK_SECONDS, deadline - monotonic()))
+                if _readable(descriptor.fileno(), left):
+                    break
+                if deadline is not None and monotonic() >= deadline:
+                    raise TimedOut(f"the daemon (pid {pid}) has not ended after {timeout:g} s; it goes on trying")
+                with suppress(DaemonUnreachable, TimedOut):
+                    meanwhile(self.client.status())
         return pid
 
     def offline_status(self) -> "Status":
@@ -352,6 +370,41 @@ class LocalEngine:
             return {agent.id for agent in read_agents(self.paths)}
         except StateDirectoryError:
             return set(self.known_names()[1])
+
+    def checkpoints(self, *, agent_id: str | None = None) -> "Checkpoints":
+        """What was saved of agents, from the disk, oldest first."""
+        from fleetctl.host import checkpoints
+
+        found, problems = checkpoints.listing(self.paths, agent_id=agent_id)
+        told = [cast("CheckpointInfo", checkpoints.described(self.paths, one)) for one in found]
+        return {"schema": "fleetctl/checkpoints/v1", "checkpoints": told, "problems": problems}
+
+    def checkpoint_ids(self) -> list[tuple[str, str]]:
+        """The ids of all checkpoints with their agents', oldest first."""
+        from fleetctl.host import checkpoints
+
+        return [(place.id, place.agent_id) for place in checkpoints.places(self.paths)]
+
+    def find_checkpoint(self, checkpoint_id: str) -> "CheckpointDetail":
+        """One checkpoint, every byte of it checked. Raises UnknownCheckpoint, CheckpointDamaged."""
+        from fleetctl.host import checkpoints
+
+        checkpoint = checkpoints.verify(self.paths, checkpoints.find(self.paths, checkpoint_id))
+        return cast("CheckpointDetail", checkpoints.detailed(self.paths, checkpoint))
+
+    def export_checkpoint(self, checkpoint_id: str, path: str) -> int:
+        """Write it as a gzipped tar archive; its size. Raises FleetctlError where the file is there already or cannot be written."""
+        from fleetctl.host import checkpoints
+
+        return checkpoints.export(self.paths, checkpoints.find(self.paths, checkpoint_id), path)
+
+    def remove_checkpoints(self, checkpoint_ids: "Sequence[str]", *, dry_run: bool) -> None:
+        """All of them; none where one is unknown. Raises UnknownCheckpoint."""
+        from fleetctl.host import checkpoints
+
+        for place in [checkpoints.find(self.paths, checkpoint_id) for checkpoint_id in checkpoint_ids]:
+            if not dry_run:
+                checkpoints.remove(self.paths, place)
 
     def known_names(self) -> tuple[list[str], list[str]]:
         """Names of fleets and ids of agents, for completion: from the folders alone, so that it is quick and never fails."""

@@ -215,7 +215,7 @@ class _Saving:
             if self._known is not None:
                 seen = self._walked(sources, None)
                 if self._problem or self._is_known(seen):
-                    return self._saved(self._known, seen)
+                    return replace(self._saved(self._known, seen), fresh=False)
             return self._staged(stack, sources)
 
     def _old(self, stack: contextlib.ExitStack) -> int | None:

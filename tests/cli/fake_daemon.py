@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -84,6 +84,9 @@ def a_status(*fleets: Json, alive: bool = True) -> Json:
     return {"schema": "fleetctl/status/v1", "generated_at": "2026-01-31T12:00:00Z", "daemon": daemon, "fleets": list(fleets)}
 
 
+A_DRAIN: Json = {"timeout_seconds": 0.0, "on_timeout": "kill", "checkpoint_timeout_seconds": 0.0}
+
+
 class FakeDaemon:
     """Fleets that do at once what they are told, unless `obedient` is unset; remembers each request as (method, path, body)."""
 
@@ -97,6 +100,7 @@ class FakeDaemon:
         self.obedient = True
         self.failing = False  # new agents fail instead of becoming ready
         self.refusing: set[str] = set()  # fleets that cannot be changed
+        self.saving: Callable[[str], Json | None] = lambda agent_id: None  # takes the checkpoint of an agent
         self.changed = threading.Condition()
 
     def answer(self, method: str, path: str, query: Json, body: Json) -> Json:
@@ -109,7 +113,7 @@ class FakeDaemon:
                 status = a_status()["daemon"]
                 return {**status, "schema": "fleetctl/daemon/v1", "fleets": sorted(self.fleets)}
             case "GET", ["fleets", name]:
-                spec = {"name": name, "logs": {"keep": 5}, "graceful_drain": {"timeout_seconds": 0.0}, "restart": {"policy": "always"}}
+                spec = {"name": name, "logs": {"keep": 5}, "graceful_drain": A_DRAIN, "restart": {"policy": "always"}}
                 return {**self._fleet(name), "schema": "fleetctl/fleet/v1", "spec": spec, "spec_hash": "00"}
             case "GET", ["agents", agent_id]:
                 return self._agent(agent_id)
@@ -175,6 +179,29 @@ class FakeDaemon:
                     "seconds": 0.0008,
                     "claim_path": "/s/run/claims/x.json",
                 }
+            case "POST", ["agents", agent_id, "drain"]:
+                name = self._agent(agent_id)["fleet"]
+                with self.changed:
+                    if not body["dry_run"] and self.obedient:
+                        if not body["now"]:
+                            self.saving(agent_id)
+                        fleet = self.fleets[name]
+                        fleet["agents"] = [agent for agent in fleet["agents"] if agent["id"] != agent_id]
+                        fleet["desired_replicas"] -= 1
+                    self.changed.notify_all()
+                told = {"schema": "fleetctl/drained/v1", "fleet": name, "agent": agent_id, "changed": not body["dry_run"], **body}
+                message = f"{agent_id} {'would leave' if body['dry_run'] else 'leaves'}"
+                return {**told, "desired_replicas": self.fleets[name]["desired_replicas"], "message": message}
+            case "POST", ["agents", agent_id, "checkpoint"]:
+                name = self._agent(agent_id)["fleet"]
+                taken = None if body["dry_run"] else self.saving(agent_id)
+                told = {"schema": "fleetctl/checkpointed/v1", "fleet": name, "agent": agent_id, **body, "checkpoint": taken}
+                return {**told, "problem": "", "message": f"{agent_id} {'keeps nothing to save' if taken is None else 'was saved'}"}
+            case "POST", ["checkpoints", checkpoint_id, "restore"]:
+                dry_run = body["dry_run"]
+                told = {"schema": "fleetctl/restored/v1", "fleet": "web", "checkpoint": checkpoint_id, "dry_run": dry_run, "seconds": 0.5}
+                message = f"web-00099 goes on from {checkpoint_id}"
+                return {**told, "agent_id": None if dry_run else "web-00099", "state": "running", "pid": 4711, "message": message}
             case "DELETE", ["fleets", name]:
                 dry_run = query.get("dry_run") == "1"
                 answer = self._change(name, self._fleet(name)["desired_replicas"], {"dry_run": True})

@@ -43,13 +43,19 @@ COMMANDS = dict(all_commands())
 
 
 def test_all_commands_of_this_issue_are_there() -> None:
-    words = "up down scale status ps logs restart warm acquire autoscale explain inspect history events wait simulate"
+    words = "up down scale status ps logs restart warm acquire checkpoint drain autoscale explain inspect history events wait simulate"
     words += " daemon config doctor completion export import metrics top report sinks"
     nested = [
         "warm status",
         "warm fill",
         "warm drain",
         "warm resize",
+        "checkpoint create",
+        "checkpoint list",
+        "checkpoint show",
+        "checkpoint restore",
+        "checkpoint export",
+        "checkpoint rm",
         "autoscale on",
         "autoscale off",
         "autoscale status",
@@ -78,15 +84,22 @@ def test_every_command_explains_itself_with_an_example(name: str, fleetctl: Flee
         assert param.help or param.hidden or name.startswith("_"), param.name
 
 
-@pytest.mark.parametrize("name", ["up", "down", "scale", "restart", "warm drain", "warm resize"])
+@pytest.mark.parametrize("name", ["up", "down", "scale", "restart", "warm drain", "warm resize", "drain"])
 def test_every_change_has_a_dry_run_and_json(name: str) -> None:
     options = {option for param in COMMANDS[name].params for option in param.opts}
     assert {"--dry-run", "--json", "--no-wait", "--timeout", "--state-dir"} <= options
 
 
-@pytest.mark.parametrize(
-    "name", ["status", "ps", "inspect", "history", "events", "wait", "doctor", "daemon status", "config show", "warm status"]
-)
+@pytest.mark.parametrize("name", ["create", "restore", "export", "rm"])
+def test_every_change_to_checkpoints_has_a_dry_run_and_json(name: str) -> None:
+    options = {option for param in COMMANDS[f"checkpoint {name}"].params for option in param.opts}
+    assert {"--dry-run", "--json", "--state-dir"} <= options
+
+
+READS = ["status", "ps", "inspect", "history", "events", "wait", "doctor", "daemon status", "config show", "warm status"]
+
+
+@pytest.mark.parametrize("name", [*READS, "checkpoint list", "checkpoint show"])
 def test_every_read_has_json(name: str) -> None:
     assert "--json" in {option for param in COMMANDS[name].params for option in param.opts}
 
@@ -666,7 +679,7 @@ def test_daemon_stop_not_on_a_terminal_wants_to_be_told(daemon: FakeDaemon, flee
     assert "--drain" in result.err
     stopped: list[str] = []
 
-    def stop(self: LocalEngine, mode: str, timeout: float | None = None) -> int:
+    def stop(self: LocalEngine, mode: str, timeout: float | None, meanwhile: object) -> int:
         stopped.append(mode)
         return 99
 

@@ -42,6 +42,7 @@ def shape(output: str) -> str:
     """The output without what differs from run to run: pids, ids, sizes, times, paths, and the widths that follow from them."""
     output = re.sub(r"\S*/python3?\b", "PYTHON", output)
     output = re.sub(r"\b(demo|greeter)-[a-z0-9]{5}\b", r"\1-ID", output)
+    output = re.sub(r"\b\d{8}t\d{6}-[a-z0-9]{5}\b", "CHECKPOINT", output)
     output = re.sub(r"\(pid \d+\)", "(pid N)", output)
     # What the demo says of itself is there or not yet, and changes every few seconds.
     output = re.sub(r" +(NOTE|\d+ units done)$", "", output, flags=re.MULTILINE)

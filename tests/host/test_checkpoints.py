@@ -323,7 +323,7 @@ def test_a_state_directory_that_was_taken_away_empties_no_checkpoint(disk: Disk)
     disk.write("job", "to do")
     saved = disk.saved()
     asyncio.run(disk.store.clear(disk.agent))
-    assert disk.save() == Saved(checkpoint=saved)
+    assert disk.save() == Saved(checkpoint=saved, fresh=False)
     assert tree(disk.restored()).keys() == {"job"}
 
 
