@@ -1,4 +1,4 @@
-"""A session: acquires an MCP server for its folder, uses it, and tells how long that took."""
+"""A session: acquires an MCP server for its folder, uses it, tells how long that took, and ends it."""
 
 import asyncio
 import sys
@@ -29,7 +29,10 @@ def main(workspace: Path) -> None:
         url = fleetctl.agent(got["agent_id"])["status_text"]
         how = "from the warm pool" if got["from_warm_pool"] else "by a cold start"
         print(f"{got['agent_id']} at {url}, {how} in {took * 1000:.1f} ms")
-        print(f"its tools: {', '.join(asyncio.run(use(url)))}")
+        try:
+            print(f"its tools: {', '.join(asyncio.run(use(url)))}")
+        finally:
+            fleetctl.drain(got["agent_id"])
 
 
 main(Path(sys.argv[1]).resolve())

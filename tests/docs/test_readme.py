@@ -135,7 +135,7 @@ def test_every_variable_that_an_agent_gets_is_named() -> None:
     assert all(f"`{name}`" in TEXT for name in given if name.startswith("FLEETCTL_") or name == "STATE_DIRECTORY")
 
 
-@pytest.mark.parametrize("folder", ["hello", "http-service", "queue-worker", "kubernetes", "mcp-pool"])
+@pytest.mark.parametrize("folder", ["hello", "http-service", "queue-worker", "kubernetes", "mcp-pool", "stateful"])
 def test_every_example_has_a_readme_and_a_valid_file(folder: str) -> None:
     assert (ROOT / "examples" / folder / "README.md").read_text().startswith("# ")
     assert [one.spec.name for one in config.load_file(ROOT / "examples" / folder / "fleet.toml")] == [folder]

@@ -188,5 +188,47 @@ def test_a_session_acquires_an_mcp_server_with_its_folder_and_its_tools(place: P
     )
     assert found, told
     assert (workspace / "plan.md").read_text() == "1. ask\n2. do\n"
+    eventually(lambda: found[1] not in place.leaders(), "the server ends with its session")
+    assert place.client.status("mcp-pool")["fleets"][0]["desired_replicas"] == 1
     place.run("down")
     assert not place.processes()
+
+
+def test_a_stateful_agent_hands_out_every_number_once_whatever_happens_to_it(place: Place) -> None:
+    folder = Path(place.root, "example")
+    shutil.copytree(ROOT / "examples/stateful", folder, ignore=shutil.ignore_patterns(".venv", "ledger"))
+    (folder / ".venv").symlink_to(sys.prefix)  # stands for the one that the README makes
+    file = folder / "fleet.toml"
+    file.write_text(file.read_text() + f'\n[fleet.environment]\nUNIT_SECONDS = "0.005"\nPYTHONPATH = "{ROOT}"\n')
+    assert "stateful  3 of 3 ready" in place.run("up", "--file", str(file)).stdout
+
+    def handed_out() -> dict[str, list[int]]:
+        return {path.name: [int(number) for number in path.read_text().split()] for path in (folder / "ledger").iterdir()}
+
+    def gets_on(names: set[str]) -> None:
+        before = handed_out()
+        eventually(lambda: all(len(handed_out()[name]) > len(before[name]) + 3 for name in names), "the work goes on")
+
+    names = set(place.leaders())
+    gets_on(names)
+    for pid in place.leaders().values():
+        os.kill(pid, signal.SIGKILL)
+    gets_on(names)
+    place.run("restart", "stateful")
+    os.kill(place.client.daemon()["pid"], signal.SIGKILL)
+    place.client.close()
+    place.run("daemon", "start")
+    gets_on(names)
+    place.run("scale", "1")
+    left = names - set(place.leaders())
+    # The restart made some too: the last one of each counts.
+    saved = {found["agent"]: found["id"] for found in place.client.checkpoints("stateful")["checkpoints"] if found["agent"] in left}
+    assert len(saved) == len(left) == 2
+    for checkpoint_id in saved.values():
+        place.client.restore_checkpoint(checkpoint_id)
+    assert not left & set(place.leaders())  # others, which go on in their names
+    gets_on(names)
+    place.run("down")
+    for name, numbers in handed_out().items():
+        assert numbers == list(range(1, len(numbers) + 1)), name
+    assert set(handed_out()) == names
