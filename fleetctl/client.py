@@ -27,6 +27,7 @@ from fleetctl.daemon.wire import (
     Events,
     FleetDetail,
     History,
+    Protected,
     Restored,
     Samples,
     Shutdown,
@@ -159,6 +160,14 @@ class Client:
         """
         target, body = f"/v1/agents/{quoted(agent_id)}/drain", {"now": now, "dry_run": dry_run}
         return cast(Drained, self._connection.request("POST", target, body))
+
+    def protect(self, agent_id: str, protected: bool = True, dry_run: bool = False) -> Protected:
+        """Spare this agent where its fleet shrinks, or no longer; scaling to 0, `drain` and `down` end it all the same.
+
+        Raises NotFound, UsageError for one that is on its way out or in the warm pool.
+        """
+        target, body = f"/v1/agents/{quoted(agent_id)}/protect", {"protected": protected, "dry_run": dry_run}
+        return cast(Protected, self._connection.request("POST", target, body))
 
     def restart(self, name: str, agents: Sequence[str] | None = None, all_at_once: bool = False, dry_run: bool = False) -> Change:
         """Replace the fleet's agents (or those with these ids) by new ones, one after the other or all at once. Raises NotFound."""

@@ -133,6 +133,7 @@ class Fleet:
         `pool_alone`: hold the warm pool also where no replicas are wished for. `cause`: of a change of the size.
         """
         async with self._changing:
+            spec = replace(spec, replicas=self.spared(spec.replicas, most=spec.max_replicas))
             changed = spec != self.spec or self.wish.down or pool_alone != self.wish.pool_alone
             if changed:
                 await self._set(replace(self.wish, spec=spec, down=False, down_now=False, pool_alone=pool_alone), cause)
@@ -143,9 +144,33 @@ class Fleet:
         async with self._changing:
             target = replicas if replicas is not None else max(0, self.wish.replicas + delta)
             check_replicas(self.spec, target)
+            target = self.spared(target)
             if target == self.wish.replicas and not self.wish.down:
                 return None
             return await self._set(replace(self.wish, spec=replace(self.spec, replicas=target), down=False, down_now=False), cause)
+
+    def spared(self, replicas: int, *, most: int | None = None) -> int:
+        """What a wish for so many comes to: not fewer than are protected, unless for none. `most`: max_replicas, where that changes too."""
+        if not replicas or self.wish.down:
+            return replicas
+        return max(replicas, min(self.protected_replicas, self.wish.replicas, self.spec.max_replicas if most is None else most))
+
+    @property
+    def protected_replicas(self) -> int:
+        return self.supervisor.protected
+
+    async def protect(self, agent_id: str, *, on: bool = True) -> bool:
+        """Spare this agent where the fleet shrinks, or no longer; whether that is new. Returns once it is on disk.
+
+        Raises NotFound, UsageError for one that is on its way out, StateDirectoryError on a full disk.
+        """
+        async with self._changing:
+            agent = self.find(agent_id)
+            if agent.leaving and on:
+                raise UsageError(f"{agent_id} is on its way out already")
+            self.supervisor.protect(agent_id, on=on)
+            await self.supervisor.wait_saved()
+        return agent.protected is not on
 
     async def resize_warm_pool(self, size: int) -> None:
         """Hold so many warm instances; 0 holds none."""

@@ -591,6 +591,7 @@ class Agent:
     `saving`: it is not asked to stop before that is done; `checkpoint`: id of the one that its stop makes, or has made.
     `wish_shrunk`: drained, and so many replicas are wished since; None once that is in the stored wish.
     `restore`: AGENT/ID of the checkpoint that its process starts from, until one of them has been ready.
+    `protected`: a fleet that shrinks spares it; one that is scaled to 0 or taken down does not.
     """
 
     id: str
@@ -633,6 +634,7 @@ class Agent:
     saving: Saving = Saving.NO
     checkpoint: str = ""
     restore: str = ""
+    protected: bool = False
     note: str = ""
 
 

@@ -122,6 +122,15 @@ class Supervisor:
         ids = list(agent_ids)
         self._post(lambda: self._mark_for_replacement(ids, how))
 
+    def protect(self, agent_id: str, *, on: bool) -> None:
+        """Spare this agent where the fleet shrinks, or no longer."""
+        self._post(lambda: self._protect(agent_id, on=on))
+
+    @property
+    def protected(self) -> int:
+        """How many agents a fleet that shrinks has to spare, as of this moment."""
+        return sum(agent.protected and not agent.leaving and not agent.pooled for agent in self._agents.values())
+
     async def wait_saved(self) -> None:
         """Return once all that was asked for so far is on disk. Raises StateDirectoryError where it cannot be written now."""
         saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -1037,6 +1046,12 @@ class Supervisor:
             agent = self._agents.get(agent_id)
             if agent is not None and not agent.leaving and agent.state is not AgentState.DRAINING:
                 self._put(replace(agent, replace=how, failures=()))
+
+    def _protect(self, agent_id: str, *, on: bool) -> None:
+        agent = self._agents.get(agent_id)
+        if agent is not None and not agent.leaving and agent.protected is not on:
+            self._put(replace(agent, protected=on))
+            self._tell("agent.protected", f"{agent_id} is {'protected' if on else 'protected no longer'}", agent)
 
     def _put(self, agent: Agent) -> Agent:
         self._agents[agent.id] = agent

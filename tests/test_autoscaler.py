@@ -302,6 +302,28 @@ def test_what_cannot_be_read_of_the_past_is_forgotten() -> None:
     place.run(story)
 
 
+def test_no_decision_ends_who_is_protected() -> None:
+    place = Place(replace(SPEC, replicas=4, scale_down_stabilization_seconds=30.0))
+
+    async def story(fleet: Fleet) -> None:
+        kept = {agent.id for agent in fleet.agents[:3]}
+        for agent_id in kept:
+            await fleet.protect(agent_id)
+        place.load = lambda agent_id: usage(1.0)
+        await place.passes(600)
+        assert {agent.id for agent in fleet.agents} == kept
+        assert place.size == 3
+        last = fleet.autoscaler.last
+        assert last is not None
+        assert [limit.text for limit in last.limits] == ["3 agents are protected"]
+        for agent_id in kept:
+            await fleet.protect(agent_id, on=False)
+        await place.passes(600)
+        assert place.size < 3
+
+    place.run(story)
+
+
 def test_samples_of_load_and_size_are_recorded_at_each_decision() -> None:
     place = Place()
 

@@ -70,6 +70,47 @@ def test_a_size_out_of_bounds_changes_nothing(place: Place, replicas: int) -> No
     place.run(story)
 
 
+def test_a_fleet_that_shrinks_spares_who_is_protected(place: Place) -> None:
+    async def story(fleet: Fleet) -> None:
+        await fleet.scale(4)
+        await place.ready()
+        oldest, second, *_ = (agent.id for agent in sorted(fleet.agents, key=lambda agent: (agent.created_at, agent.slot)))
+        assert [await fleet.protect(oldest), await fleet.protect(second), await fleet.protect(second)] == [True, True, False]
+        assert place.state.agents[oldest].protected
+        decision = await fleet.scale(1)
+        assert decision is not None
+        assert (decision.target_replicas, fleet.wish.replicas) == (2, 2)
+        await place.ready()
+        assert {agent.id for agent in fleet.agents} == {oldest, second}
+        assert await fleet.scale(1) is None
+        await fleet.apply(replace(SPEC, replicas=1))
+        assert place.stored()[0].replicas == 2
+        assert await fleet.protect(oldest, on=False)
+        await fleet.scale(1)
+        await place.ready()
+        assert [agent.id for agent in fleet.agents] == [second]
+        await fleet.scale(0)
+        await place.ready()
+        assert fleet.agents == ()
+
+    place.run(story)
+
+
+def test_nobody_who_is_unknown_or_leaves_is_protected(place: Place) -> None:
+    async def story(fleet: Fleet) -> None:
+        with pytest.raises(NotFound):
+            await fleet.protect("demo-nobody")
+        agent_id = fleet.agents[0].id
+        place.machine.leader(agent_id).ignores_stop = True
+        await fleet.drain(agent_id, now=False)
+        await settled()
+        with pytest.raises(UsageError):
+            await fleet.protect(agent_id)
+        assert not place.state.agents[agent_id].protected
+
+    place.run(story)
+
+
 def test_none_at_all_is_always_possible(place: Place) -> None:
     async def story(fleet: Fleet) -> None:
         await fleet.apply(replace(SPEC, min_replicas=2))

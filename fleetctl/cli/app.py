@@ -30,6 +30,7 @@ FAMILIES = {
     "warm": ("warm", "acquire"),
     "checkpoint": ("checkpoint", "drain"),
     "autoscale": ("autoscale",),
+    "protect": ("protect",),
     "explain": ("explain",),
     "explore": ("inspect", "history", "events"),
     "wait": ("wait",),

@@ -71,6 +71,8 @@ def explain_fleet(fleet: Object, autoscaling: Object) -> Object:
     because += [f"note: {note}" for note in fleet["notes"]]
     because += [f"{agent['id']}: {text}" for agent in agents if not _content(agent) for text in _why(agent)[:1]]
     coming += [f"{agent['id']}: {text}" for agent in agents if not _content(agent) for text in _next(agent, fleet)[:1]]
+    if safe := sum(agent["protected"] for agent in agents):
+        because.append(f"{count(safe, 'agent')} protected: {'it is' if safe == 1 else 'they are'} spared when it shrinks")
     pool = fleet["warm_pool"]
     if pool["enabled"] and pool["current_size"] < pool["target_size"]:
         because.append(f"the warm pool has {pool['current_size']} of {pool['target_size']} instances")

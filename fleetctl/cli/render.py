@@ -209,7 +209,16 @@ def telling_first(note: str) -> str:
 
 def note_text(agent: Object) -> str:
     """The note, else what the agent says of itself; an instance of the warm pool says that it is one, as it counts for nothing else."""
-    return "; ".join(filter(None, ["in the warm pool" if agent["pooled"] else "", agent["note"] or agent["status_text"]]))
+    return "; ".join(
+        filter(
+            None,
+            [
+                "in the warm pool" if agent["pooled"] else "",
+                "protected" if agent["protected"] else "",
+                agent["note"] or agent["status_text"],
+            ],
+        )
+    )
 
 
 def state_style(agent: Object) -> str:

@@ -155,6 +155,7 @@ class Counts:
     starting: int
     blocked: int
     failed: int
+    protected: int = 0
 
 
 def count(replicas: int, agents: Iterable[Agent], *, wall: float) -> Counts:
@@ -169,6 +170,7 @@ def count(replicas: int, agents: Iterable[Agent], *, wall: float) -> Counts:
         starting=starting + max(0, replicas - len(staying)),
         blocked=min(len(blocked), replicas),
         failed=sum(agent.state is AgentState.FAILED for agent in staying),
+        protected=sum(agent.protected for agent in staying),
     )
 
 
@@ -210,6 +212,7 @@ def observe(
         readings=found,
         starting=min(counts.starting, replicas),
         blocked=counts.blocked,
+        protected=min(counts.protected, replicas),
         unavailable=max(0, replicas - counts.ready),
         crash_looping=counts.failed > 0 and counts.failed >= FAILED_SHARE * replicas,
         host=host,

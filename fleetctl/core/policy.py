@@ -151,8 +151,8 @@ class Observation:
     """The fleet as it is. `now`: seconds of any clock that outlives the daemon; `at`: Unix time, for the record.
 
     `replicas`: asked for, that is `starting` and ready ones, `blocked` ones (waiting for a limit to pass) included, neither
-    suspended nor draining ones. `pending` and `idle` matter only to a fleet that may have no replicas. `tick`: decide now, whenever
-    the last decision was.
+    suspended nor draining ones. `protected`: of them, those that no decrease may end. `pending` and `idle` matter only to a fleet
+    that may have no replicas. `tick`: decide now, whenever the last decision was.
     """
 
     now: float
@@ -160,6 +160,7 @@ class Observation:
     readings: Mapping[str, Reading]
     starting: int = 0
     blocked: int = 0
+    protected: int = 0
     unavailable: int = 0
     pending: int = 0
     idle: bool = False

@@ -42,7 +42,8 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float, *, idle: Collection[st
         ]
     staying = [agent for agent in agents if not agent.leaving and not agent.pooled]
     surplus = len(staying) - wish.replicas
-    victims = _victims(staying, idle)[:surplus] if surplus > 0 else []
+    spared = [agent for agent in staying if not agent.protected or not wish.replicas]
+    victims = _victims(spared, idle)[:surplus] if surplus > 0 else []
     actions += [end(agent, "the fleet is taken down" if wish.down else f"scaled down to {wish.replicas}") for agent in victims]
     leaving = {agent.id for agent in victims}
     staying = [agent for agent in staying if agent.id not in leaving]

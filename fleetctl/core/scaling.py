@@ -223,12 +223,13 @@ def _clipped(policy: Policy, seen: Observation, memory: Memory, wish: _Wish) -> 
     """Within the bounds; to zero only after a long time without work."""
     if wish.replicas > policy.max_replicas:
         return wish.cut(policy.max_replicas, "bound", f"max_replicas is {policy.max_replicas}")
-    lowest = policy.min_replicas
+    lowest = max(policy.min_replicas, seen.protected)
     if not lowest and seen.replicas:
         since, wait = memory.idle_since, policy.idle_seconds
         lowest = 0 if wait is not None and since is not None and seen.now - since >= wait else min(1, policy.max_replicas)
     if wish.replicas < lowest:
-        return wish.cut(lowest, "bound", f"the minimum is {lowest}")
+        text = f"{lowest} agents are protected" if lowest > policy.min_replicas and seen.protected else f"the minimum is {lowest}"
+        return wish.cut(lowest, "bound", text)
     return wish
 
 

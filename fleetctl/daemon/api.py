@@ -69,6 +69,8 @@ class Control(Protocol):
 
     async def drain(self, agent_id: str, *, now: bool, dry_run: bool) -> dict[str, Any]: ...
 
+    async def protect(self, agent_id: str, *, protected: bool, dry_run: bool) -> dict[str, Any]: ...
+
     async def history(self, fleet: str | None, limit: int) -> dict[str, Any]: ...
 
     async def samples(self, fleet: str | None, limit: int) -> dict[str, Any]: ...
@@ -205,6 +207,12 @@ _RESTORE = _object(
 _DRAIN = _object(
     {
         "now": {"type": "boolean", "default": False, "description": "Without a checkpoint, and without time to finish"},
+        "dry_run": _DRY_RUN,
+    }
+)
+_PROTECT = _object(
+    {
+        "protected": {"type": "boolean", "default": True, "description": "Spare the agent where its fleet shrinks, or no longer"},
         "dry_run": _DRY_RUN,
     }
 )
@@ -363,6 +371,10 @@ async def _drain(call: Call) -> Answer:
     return await call.control.drain(call.path["agent"], now=call.body["now"], dry_run=call.body["dry_run"])
 
 
+async def _protect(call: Call) -> Answer:
+    return await call.control.protect(call.path["agent"], protected=call.body["protected"], dry_run=call.body["dry_run"])
+
+
 async def _history(call: Call) -> Answer:
     return await call.control.history(call.query["fleet"], call.query["limit"])
 
@@ -468,6 +480,14 @@ OPERATIONS: tuple[Operation, ...] = (
         run=_drain,
         reply=wire.Drained,
         body=_DRAIN,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/agents/{agent}/protect",
+        summary="Spare this agent where its fleet shrinks, or no longer",
+        run=_protect,
+        reply=wire.Protected,
+        body=_PROTECT,
     ),
     Operation(
         method="POST",

@@ -331,6 +331,10 @@ class Control:
                 warning = f"; replicas = {wanted.replicas} is ignored while autoscaling is on"
             wanted = replace(wanted, replicas=kept)
         check_replicas(wanted, wanted.replicas)
+        if known is not None:
+            kept = known.spared(wanted.replicas, most=wanted.max_replicas)
+            warning += _why_not_fewer(wanted.replicas, kept)
+            wanted = replace(wanted, replicas=kept)
         self.lifecycle.check(wanted)
         check_probes(wanted)
         actions = self._planned(known, wanted)
@@ -394,8 +398,9 @@ class Control:
         name = fleet.spec.name
         _refuse_if_down(fleet)
         before = fleet.wish.replicas
-        target = replicas if replicas is not None else before + (delta or 0)
+        asked = target = replicas if replicas is not None else before + (delta or 0)
         check_replicas(fleet.spec, target)
+        target = fleet.spared(target)
         if not dry_run:
             if target != before:
                 self._lift_hold()
@@ -406,6 +411,7 @@ class Control:
         actions = [f"scale from {before} to {target}"] if target != before else []
         word = "would scale" if dry_run else "scaling"
         message = f"{name}: {word} from {before} to {target}" if actions else f"{name} is at {target} already"
+        message += _why_not_fewer(asked, target)
         message += _what_the_autoscaler_does(fleet.spec, target)
         return change_view(name, target, actions, message, dry_run=dry_run)
 
@@ -533,6 +539,20 @@ class Control:
         told = {"schema": "fleetctl/drained/v1", "fleet": agent.fleet, "agent": agent_id, "now": now, "dry_run": dry_run}
         return {**told, "changed": changed and not dry_run, "desired_replicas": replicas, "message": message}
 
+    async def protect(self, agent_id: str, *, protected: bool, dry_run: bool) -> Json:
+        fleet, agent = self._find_agent(agent_id)
+        fleet.find(agent_id)  # not one of the warm pool
+        changed = agent.protected is not protected
+        if not dry_run:
+            changed = await fleet.protect(agent_id, on=protected)
+            self._announce()
+        word, state = ("would be" if dry_run else "is"), ("protected" if protected else "protected no longer")
+        message = (
+            f"{agent_id} {word} {state}" if changed else f"{agent_id} is {'' if protected else 'not '}protected{' already' * protected}"
+        )
+        told = {"schema": "fleetctl/protected/v1", "fleet": agent.fleet, "agent": agent_id, "protected": protected, "dry_run": dry_run}
+        return {**told, "changed": changed and not dry_run, "message": message}
+
     def _find_agent(self, agent_id: str) -> tuple[Fleet, Agent]:
         for fleet in self.fleets.values():
             for agent in fleet.agents:
@@ -604,6 +624,13 @@ def _refuse_if_down(fleet: Fleet) -> None:
 def follows_load(spec: FleetSpec) -> bool:
     """Whether the number of agents is the autoscaler's to decide."""
     return spec.autoscaling.enabled and spec.autoscaling.mode is AutoscalingMode.ACT
+
+
+def _why_not_fewer(asked: int, replicas: int) -> str:
+    """Why the fleet shrinks less than it was asked to; empty where it does as asked."""
+    if replicas <= asked:
+        return ""
+    return f", not {asked}: {counted(replicas, 'agent')} {'are' if replicas > 1 else 'is'} protected (`fleetctl protect --off AGENT`)"
 
 
 def _what_the_autoscaler_does(spec: FleetSpec, replicas: int) -> str:

@@ -132,6 +132,7 @@ def agent_view(
         "next_try_seconds": None if next_try is None else round(next_try, 3),
         "replacing": agent.replace is not Replace.NO,
         "pooled": agent.pooled,
+        "protected": agent.protected,
         "unsaved": unsaved,
         "note": "; ".join([*([f"no checkpoint can be taken: {unsaved}"] if unsaved else []), *_notes(agent, usage, next_try, wall)]),
         "status_text": report.status if report else "",

@@ -35,7 +35,7 @@ class AgentStatus(TypedDict):
 
     `next_try_seconds`: until an agent in backoff or failed is started again; null where it is not. `replacing`: its process is to be
     replaced by a new one.
-    `pooled`: in the warm pool, and no replica; `from_warm_pool`: a replica that was there.
+    `pooled`: in the warm pool, and no replica; `from_warm_pool`: a replica that was there. `protected`: spared where its fleet shrinks.
     `unsaved`: why no checkpoint of it can be taken, for which its end waits; null where it does not.
     `status_text`, `active`, `slots` and `pending` are what it last said of itself; null: never said. `dropped_messages`: how many of its
     messages were bad or too many.
@@ -55,6 +55,7 @@ class AgentStatus(TypedDict):
     next_try_seconds: float | None
     replacing: bool
     pooled: bool
+    protected: bool
     unsaved: str | None
     note: str | None
     status_text: str
@@ -293,6 +294,18 @@ class Drained(TypedDict):
     dry_run: bool
     changed: bool
     desired_replicas: int
+    message: str
+
+
+class Protected(TypedDict):
+    """Whether a fleet that shrinks spares this agent from now on."""
+
+    schema: Literal["fleetctl/protected/v1"]
+    fleet: str
+    agent: str
+    protected: bool
+    dry_run: bool
+    changed: bool
     message: str
 
 

@@ -542,6 +542,7 @@ def _offline_agent(agent: "Agent") -> "AgentStatus":
         "next_try_seconds": None,
         "replacing": False,
         "pooled": agent.pooled,
+        "protected": agent.protected,
         "unsaved": None,
         "note": note,
         "status_text": "",

@@ -33,6 +33,7 @@ def an_agent(number: int = 0, fleet: str = "web", **changes: Any) -> Json:
         "next_try_seconds": None,
         "replacing": False,
         "pooled": False,
+        "protected": False,
         "unsaved": None,
         "note": "",
         "status_text": "",
@@ -117,6 +118,15 @@ class FakeDaemon:
                 return {**self._fleet(name), "schema": "fleetctl/fleet/v1", "spec": spec, "spec_hash": "00"}
             case "GET", ["agents", agent_id]:
                 return self._agent(agent_id)
+            case "POST", ["agents", agent_id, "protect"]:
+                agent = self._agent(agent_id)
+                fleet, protected = agent["fleet"], body["protected"]
+                for one in self._fleet(fleet)["agents"]:
+                    if one["id"] == agent_id and not body["dry_run"]:
+                        one["protected"] = protected
+                message = f"{agent_id} is {'protected' if protected else 'protected no longer'}"
+                told = {"schema": "fleetctl/protected/v1", "fleet": fleet, "agent": agent_id, "protected": protected, "message": message}
+                return {**told, "dry_run": body["dry_run"], "changed": agent["protected"] is not protected}
             case "GET", ["history"]:
                 entry = {"at": "2026-01-31T12:00:00.5Z", "fleet": "web", "action": "scale_up", "current_replicas": 2}
                 more = {"target_replicas": 5, "reason": "asked for by scale", "cause": "manual"}

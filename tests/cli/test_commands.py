@@ -46,6 +46,8 @@ def test_all_commands_of_this_issue_are_there() -> None:
     words = "up down scale status ps logs restart warm acquire checkpoint drain autoscale explain inspect history events wait simulate"
     words += " daemon config doctor completion export import metrics top report sinks"
     nested = [
+        "probe",
+        "protect",
         "warm status",
         "warm fill",
         "warm drain",
@@ -798,3 +800,20 @@ def test_config_check_as_json_lists_the_problems(fleetctl: Fleetctl) -> None:
     Path("fleet.toml").write_text('[fleet]\nname = "Web"\ncommand = ["sleep", "9"]\nreplicsa = 3\n')
     problems = json.loads(fleetctl("config", "check", "--json").out)["error"]["problems"]
     assert [problem.partition(": ")[0] for problem in problems if problem.startswith("fleet.toml")] == ["fleet.toml:2", "fleet.toml:4"]
+
+
+def test_protect_says_so_and_shows_it(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0), an_agent(1)])
+    assert "web-00000 is protected" in fleetctl("protect", "web-00000").err
+    assert "protected" in fleetctl("ps").out
+    assert "1 agent protected: it is spared when it shrinks" in fleetctl("explain", "web").out
+    (told,) = json.loads(fleetctl("protect", "--off", "web-00000", "--json").out)["agents"]
+    assert (told["agent"], told["protected"], told["changed"]) == ("web-00000", False, True)
+    assert "protected" not in fleetctl("ps").out
+
+
+def test_protect_changes_nothing_where_one_of_the_names_is_no_agents(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    daemon.fleets["web"] = a_fleet(agents=[an_agent(0)])
+    refused = fleetctl("protect", "web-00000", "web-99999")
+    assert (refused.status, "no such agent: web-99999" in refused.err) == (5, True)
+    assert not daemon.fleets["web"]["agents"][0]["protected"]

@@ -132,6 +132,28 @@ def test_who_has_nothing_to_do_goes_first(wanted: int, agents: list[Agent], idle
     assert told(actions) == [("drain", slot, "leaves") for slot in leave]
 
 
+SAFE = [agent(0, protected=True), agent(1), agent(2, protected=True)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "agents", "expected"),
+    [
+        pytest.param(wish(2), SAFE, [("drain", 1, "leaves")], id="the oldest that is not protected"),
+        pytest.param(wish(1), SAFE, [("drain", 1, "leaves")], id="fewer than are protected"),
+        pytest.param(wish(1), [agent(0, protected=True), agent(1, protected=True)], [], id="all are protected"),
+        pytest.param(wish(1), [agent(0), agent(1, S.FAILED, protected=True)], [("drain", 0, "leaves")], id="also while it is failed"),
+        pytest.param(wish(0), SAFE, [("drain", n, "leaves") for n in range(3)], id="none at all means none"),
+        pytest.param(wish(3, down=True), SAFE, [("drain", n, "leaves") for n in range(3)], id="so does down"),
+        pytest.param(wish(3, mode=Mode.STOP), SAFE, [("drain", n, "returns") for n in range(3)], id="it stops with the daemon"),
+        pytest.param(
+            wish(3), [agent(0, protected=True, replace=Replace.ROLLING), *THREE[1:]], [("drain", 0, "returns")], id="it is restarted"
+        ),
+    ],
+)
+def test_who_is_protected_is_spared(wanted: Wish, agents: list[Agent], expected: list[tuple[object, ...]]) -> None:
+    assert told(plan(wanted, agents, NOW)) == expected
+
+
 OLD = OTHER.process_hash
 
 

@@ -36,6 +36,7 @@ def agent() -> Json:
         "next_try_seconds": None,
         "replacing": False,
         "pooled": False,
+        "protected": False,
         "unsaved": None,
         "note": "",
         "status_text": "",
@@ -263,6 +264,11 @@ class FakeControl:
         self._check("drain", agent_id, now, dry_run)
         told = {"schema": "fleetctl/drained/v1", "fleet": "demo", "agent": agent_id, "now": now, "dry_run": dry_run}
         return {**told, "changed": not dry_run, "desired_replicas": 0, "message": "done"}
+
+    async def protect(self, agent_id: str, *, protected: bool, dry_run: bool) -> Json:
+        self._check("protect", agent_id, protected, dry_run)
+        told = {"schema": "fleetctl/protected/v1", "fleet": "demo", "agent": agent_id, "protected": protected, "dry_run": dry_run}
+        return {**told, "changed": not dry_run, "message": "done"}
 
     async def history(self, fleet: str | None, limit: int) -> Json:
         self._check("history", fleet, limit, fleet=fleet)

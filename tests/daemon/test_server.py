@@ -45,6 +45,7 @@ REQUESTS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/v1/fleets/{fleet}/restart"): ("/v1/fleets/demo/restart", {"agents": [AGENT_ID], "all_at_once": True}),
     ("GET", "/v1/agents/{agent}"): (f"/v1/agents/{AGENT_ID}", None),
     ("POST", "/v1/agents/{agent}/drain"): (f"/v1/agents/{AGENT_ID}/drain", {"now": True}),
+    ("POST", "/v1/agents/{agent}/protect"): (f"/v1/agents/{AGENT_ID}/protect", {"protected": False}),
     ("POST", "/v1/agents/{agent}/checkpoint"): (f"/v1/agents/{AGENT_ID}/checkpoint", {}),
     ("GET", "/v1/checkpoints"): (f"/v1/checkpoints?fleet=demo&agent={AGENT_ID}", None),
     ("GET", "/v1/checkpoints/{checkpoint}"): (f"/v1/checkpoints/{CHECKPOINT_ID}", None),
@@ -164,6 +165,7 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
             ("restart", "demo", [AGENT_ID], True, False),
             ("agent", AGENT_ID),
             ("drain", AGENT_ID, True, False),
+            ("protect", AGENT_ID, False, False),
             ("create_checkpoint", AGENT_ID, False),
             ("list_checkpoints", "demo", AGENT_ID),
             ("checkpoint", CHECKPOINT_ID),
@@ -180,7 +182,7 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
         ]
 
 
-KEEPING = ("create_checkpoint", "restore_checkpoint", "remove_checkpoint", "drain")
+KEEPING = ("create_checkpoint", "restore_checkpoint", "remove_checkpoint", "drain", "protect")
 CHANGES = ("apply", "scale", "warm", "set_autoscaling", "acquire", "restart", "down", "shutdown", *KEEPING)
 
 
@@ -249,6 +251,8 @@ BAD_REQUESTS: list[tuple[str, str, bytes | None, int]] = [
     ("POST", f"/v1/checkpoints/{CHECKPOINT_ID}/restore", b'{"timeout_seconds": -1}', 400),
     ("POST", f"/v1/agents/{AGENT_ID}/drain", b'{"now": 1}', 400),
     ("POST", "/v1/agents/A/drain", b"{}", 400),
+    ("POST", "/v1/agents/A/protect", b"{}", 400),
+    ("POST", f"/v1/agents/{AGENT_ID}/protect", b'{"protected": "no"}', 400),
     ("POST", "/v1/fleets/demo/acquire", b'{"timeout_seconds": 3601}', 400),
     ("POST", "/v1/fleets/demo/acquire", b'{"require_warm": "yes"}', 400),
     ("POST", "/v1/fleets/demo/scale", None, 400),

@@ -35,6 +35,22 @@ def test_a_busy_fleet_grows_and_a_killed_daemon_forgets_nothing(place: Place) ->
     place.client.down("demo")
 
 
+def test_who_is_protected_stays_after_a_kill_of_the_daemon_too(place: Place) -> None:
+    place.start()
+    place.client.apply("demo", spec("demo", IDLE, 3))
+    eventually(lambda: place.settled("demo", 3), "it runs")
+    first, second, _ = (agent["id"] for agent in place.client.fleet("demo")["agents"])  # the oldest first
+    assert place.client.protect(first)["changed"]
+    assert place.client.protect(second, dry_run=True)["changed"] is False
+    place.kill()
+    place.start()
+    assert place.client.agent(first)["protected"]
+    assert place.client.scale("demo", 1)["desired_replicas"] == 1
+    eventually(lambda: place.settled("demo", 1), "the others are gone")
+    assert [agent["id"] for agent in place.client.fleet("demo")["agents"]] == [first]
+    place.client.down("demo")
+
+
 def test_a_size_in_the_file_is_ignored_until_the_fleet_is_at_none(place: Place) -> None:
     place.start()
     place.client.apply("demo", autoscaled(IDLE, 1))

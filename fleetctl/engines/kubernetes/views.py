@@ -187,6 +187,7 @@ def _agent(pod: Object, number: int, seen: Seen) -> AgentStatus:
         "next_try_seconds": None,
         "replacing": False,
         "pooled": (metadata.get("labels") or {}).get(names.POOL) == names.STANDBY,
+        "protected": False,
         "unsaved": None,
         "note": _note(pod, status, now),
         "status_text": "",
