@@ -143,6 +143,12 @@ def agent_view(
     }
 
 
+def _without_token(agent: Agent, process: Mapping[str, Any]) -> Json:
+    """A process of the agent's tree, whose command may be the one that resumes by its token."""
+    command = process["command"]
+    return {**process, "command": command.replace(agent.resume_token, "***") if agent.resume_token else command}
+
+
 def _notes(agent: Agent, usage: Usage | None, next_try: float | None, wall: float) -> Iterator[str]:
     running = agent.state is AgentState.RUNNING and agent.process is not None and not agent.leader_exit
     if next_try:
@@ -178,7 +184,7 @@ def inspected(
         "cwd": spec.cwd,
         "log_path": paths.agent_log(agent.fleet, agent.id),
         "state_directory": paths.agent_state(agent.id),
-        "processes": metrics.tree(agent.process.pid) if agent.process else [],
+        "processes": [_without_token(agent, one) for one in metrics.tree(agent.process.pid)] if agent.process else [],
         "environment": sorted({*spec.environment, *spec.secret_env}),
         "idle": report.idle if report else None,
         "progress": report.progress if report else None,

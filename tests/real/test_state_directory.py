@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -274,22 +273,6 @@ def _daemon_as(uid: int, state_dir: str) -> dict[str, object]:
     os.waitpid(child, 0)
     found: dict[str, object] = json.loads(answer.removeprefix("error "))
     return found
-
-
-@pytest.fixture
-def small_disk(place: Place) -> Iterator[Place]:
-    """A state directory on a file system of 4 MB."""
-    folder = Path(place.root, "disk")
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", folder], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    small = Place(folder)
-    yield small
-    small.close()
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @as_root
