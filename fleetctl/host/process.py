@@ -321,7 +321,7 @@ class LocalLifecycleManager:
         return self._has_no_orphans()
 
     def _is_over(self, process: ProcessRef) -> bool:
-        return process in self._ended or not _lives(process)
+        return process in self._ended or _found_alive(process) is None
 
     def _has_no_orphans(self) -> bool:
         """Whether every child of ours is a leader that we started: surely, or False."""
@@ -437,8 +437,11 @@ class LocalLifecycleManager:
                 pidfd.send(agent.process, signal.SIGSTOP, group=True, held=self._pidfds.get(agent.process))
         waiting, stopped = list(agents), set()
         for _ in range(_ACKNOWLEDGE_TRIES):
-            # Looked for after the stop: what was forked just before it is of the tree too. In a thread, because it takes milliseconds.
-            trees = self._trees(waiting, await asyncio.to_thread(procfs.snapshot))
+            # Looked for after the stop: what was forked just before it is of the tree too.
+            loners = self._loners(waiting)
+            trees = {agent_id: [found] if (found := _found_alive(leader)) else [] for agent_id, leader in loners.items()}
+            if others := [agent for agent in waiting if agent.id not in loners]:  # in a thread, because it takes milliseconds
+                trees |= self._trees(others, await asyncio.to_thread(procfs.snapshot))
             for agent_id, tree in trees.items():
                 awake = [stat for stat in tree if stat.state != "T"]
                 for stat in awake:
@@ -688,9 +691,9 @@ def _states(tree: Sequence[procfs.Stat]) -> set[str]:
     return {found.state for stat, found in zip(tree, now, strict=True) if found and found.alive and found.start_ticks == stat.start_ticks}
 
 
-def _lives(process: ProcessRef) -> bool:
+def _found_alive(process: ProcessRef) -> procfs.Stat | None:
     found = procfs.stat(process.pid)
-    return found is not None and found.alive and found.start_ticks == process.start_ticks
+    return found if found is not None and found.alive and found.start_ticks == process.start_ticks else None
 
 
 def _ref(stat: procfs.Stat) -> ProcessRef:
