@@ -81,6 +81,7 @@ class Supervisor:
         self._untold: list[Event] = []  # on disk, and told when the table is published: nobody waits for that
         self._unsaved: list[asyncio.Future[None]] = []  # who waits for the next write
         self._inbox: deque[Callable[[], None]] = deque()
+        self._wanted: deque[_Acquisition] = deque()  # nobody has looked at these yet
         self._acquiring: dict[str, _Acquisition] = {}  # by the instance that is on its way to whoever asked
         self._claims: dict[str, Mapping[str, object]] = {}  # by the agent that is to find it when it starts
         # Handed out by a daemon that died before it knew that they go on: the claim that may be there is the right one.
@@ -144,14 +145,15 @@ class Supervisor:
         have no more, StateDirectoryError where the disk is full. The wish grows by the agent, which remembers that until the caller
         has had the wish saved, and says so with `wish_saved`. Until the answer nobody else may change the number of replicas.
         """
-        wanted = _Acquisition(claim, cold, None, asyncio.get_running_loop().create_future())
-        self._post(lambda: self._acquire(wanted))
-        return wanted.answer
+        return self._want(_Acquisition(claim, cold, None, asyncio.get_running_loop().create_future()))
 
     def restore(self, checkpoint: Checkpoint) -> "asyncio.Future[Agent | None]":
         """The same, for a new agent that goes on from what is in the checkpoint."""
-        wanted = _Acquisition({}, True, checkpoint, asyncio.get_running_loop().create_future())
-        self._post(lambda: self._acquire(wanted))
+        return self._want(_Acquisition({}, True, checkpoint, asyncio.get_running_loop().create_future()))
+
+    def _want(self, wanted: _Acquisition) -> "asyncio.Future[Agent | None]":
+        self._wanted.append(wanted)
+        self._wake.set()
         return wanted.answer
 
     def drain(self, agent_id: str, *, now: bool) -> "asyncio.Future[Agent]":
@@ -260,8 +262,8 @@ class Supervisor:
         """Carry out orders until the rules have no more, or only such as wait for the outside."""
         while True:
             self._take_in()
-            if self._acquiring:  # somebody waits: before anything else
-                await self._save_and_resume(self._owed_a_resume())
+            if self._wanted or self._acquiring:
+                await self._hand_out()
                 continue
             # What agents say of their work wakes nobody: it is asked for when it may matter who goes.
             idle = self._idle() if len(self._agents) > self.wish.replicas else ()
@@ -285,6 +287,13 @@ class Supervisor:
                 return agent.id in self._parting or agent.wish_shrunk is not None
             case _:
                 return False
+
+    async def _hand_out(self) -> None:
+        """Serve who waits for an instance, before anything else; may be asked between any two steps that take time."""
+        while self._wanted:
+            self._acquire(self._wanted.popleft())
+        if self._acquiring:
+            await self._save_and_resume(self._owed_a_resume())
 
     def _owed_a_stop(self) -> list[Agent]:
         """One that is being suspended has to wait: a stop behind our CONT would leave it stopped. So does one that is to be saved."""
@@ -360,9 +369,11 @@ class Supervisor:
         if killing:
             self._lifecycle.kill(killing)
         for number, agent in enumerate(starting, 1):
-            self._spawn(agent)
+            await self._hand_out()
+            self._spawn(self._agents.get(agent.id, agent))
             if number % _SPAWNS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
+        await self._hand_out()
         self._suspend(suspending)
         self._begin_keeping()
         if stopping and not starting:
@@ -378,7 +389,7 @@ class Supervisor:
         until = self._clock.monotonic() + _MOMENT_SECONDS
         timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self._wake.set)
         try:
-            while not self._acquiring and any(map(self._is_on_its_way_out, agent_ids)):
+            while not (self._wanted or self._acquiring) and any(map(self._is_on_its_way_out, agent_ids)):
                 due = next_deadline(self.wish, self._agents.values())
                 if self._clock.monotonic() >= min(until, due or until):
                     break
@@ -631,7 +642,7 @@ class Supervisor:
                 self._part(agent)
             elif agent is not None:
                 self._put(replace(agent, leaving=True, wish_owed=0))
-            self._post(lambda wanted=wanted: self._acquire(wanted))  # type: ignore[misc]  # the default binds it
+            self._wanted.append(wanted)
 
     def _refuse_acquisitions(self, error: Exception) -> None:
         """Nothing is handed out that could not be remembered."""

@@ -20,6 +20,7 @@ from fleetctl.models import (
     AgentState,
     FleetSpec,
     GracefulDrainSpec,
+    ProcessRef,
     ReadinessSpec,
     RestartPolicy,
     RestartSpec,
@@ -556,6 +557,26 @@ async def test_one_that_cannot_go_on_is_made_up_for_by_the_next(world: World) ->
     world.lifecycle.cannot_resume.clear()
     await world.after(DRAIN)
     await world.at_rest()
+
+
+@story(replace(SPEC, replicas=20))
+async def test_whoever_asks_while_many_are_started_does_not_wait_for_all_of_them(world: World) -> None:
+    await world.full()
+    spawn = world.lifecycle.spawn
+    started: list[bool] = []
+
+    def spawn_and_ask(agent: Agent, spec: FleetSpec) -> ProcessRef:
+        if not started:
+            world.ask(require_warm=True)
+        started.append(bool(world.handed))
+        return spawn(agent, spec)
+
+    world.lifecycle.spawn = spawn_and_ask  # type: ignore[method-assign]
+    for agent in world.replicas:
+        world.machine.end(world.process(agent), code=1)
+    await world.after(5.0)
+    assert len(started) >= 20
+    assert started[:20].count(True) >= 10
 
 
 @story()
