@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +12,15 @@ from tests.real.harness import Place, eventually, spec
 
 HELD = LocalLimits("/nowhere").mechanisms(ResourceLimitsSpec(memory_limit_mb=1, cpu_limit=1))
 pytestmark = pytest.mark.skipif(not all(by.startswith("cgroup") for by in HELD.values()), reason="no control group may be made here")
+
+
+@pytest.fixture
+def place(place: Place) -> Iterator[Place]:
+    """Without a group left, whatever becomes of the test."""
+    yield place
+    place.close()
+    LocalLimits(place.root).sweep()
+
 
 # Behaves until somebody asks it to eat.
 GREEDY = "import os, time\nx = []\nwhile True:\n    time.sleep(0.01)\n    while os.path.exists('eat'): x.append(bytearray(1 << 20))"
