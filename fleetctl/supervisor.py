@@ -1094,10 +1094,12 @@ class Supervisor:
                 if not saved.done():
                     saved.set_exception(StateDirectoryError(str(error)))
             raise
+        self._untold += events
+        if not self._dirty:
+            self._publish()  # first: who waited for the disk looks next at what is published
         for saved in waiting:
             if not saved.done():  # whoever waited may have gone
                 saved.set_result(None)
-        self._untold += events
         discarding, self._discarding = self._discarding, []
         for agent in discarding:
             self._lifecycle.discard(agent)

@@ -167,6 +167,7 @@ def _ask(agents: int) -> str:
 @daemon.command()
 def status(
     check: Annotated[bool, typer.Option("--check", help="Exit status 3 when no daemon runs")] = False,
+    pid: Annotated[bool, typer.Option("--pid", help="Print only the pid of the daemon, and nothing where none runs")] = False,
     json: Json = False,
     state_dir: StateDir = None,
 ) -> None:
@@ -176,6 +177,7 @@ def status(
     Examples:
       fleetctl daemon status
       fleetctl daemon status --check --json
+      kill -9 $(fleetctl daemon status --pid)
     """
     from fleetctl.cli.render import duration
 
@@ -185,7 +187,7 @@ def status(
         except DaemonUnreachable:
             if json:
                 emit_json({"schema": "fleetctl/daemon/v1", "alive": False, "pid": None, "state_dir": engine.paths.root, "fleets": []})
-            else:
+            elif not pid:
                 emit(f"no daemon runs for {engine.paths.root}\n")
                 say("`fleetctl daemon start` or `fleetctl up` starts one")
             if check:
@@ -193,6 +195,8 @@ def status(
             return
     if json:
         emit_json(info)
+    elif pid:
+        emit(f"{info['pid']}\n")
     else:
         emit(
             f"the daemon runs (pid {info['pid']}, up {duration(info['uptime_seconds'])})\n"

@@ -117,4 +117,4 @@ def _columns() -> "list[Any]":  # Any: render.Column; render is not imported bef
 def _foot(sort: str, columns: int) -> "Line":
     from fleetctl.cli.render import cut
 
-    return [(cut(f"by {sort}, whole process trees; Ctrl-C ends this view", columns), "dim")]
+    return [(cut(f"by {sort}, whole process trees; q or Ctrl-C ends this view", columns), "dim")]

@@ -82,6 +82,8 @@ class DirectoryLock:
         return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
     def release(self) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)  # the pid may be a stranger's one day
         os.close(self._fd)
 
 

@@ -97,6 +97,17 @@ def test_status_is_live_and_follows_changes_until_ctrl_c(daemon: FakeDaemon) -> 
         assert "Traceback" not in terminal.shown
 
 
+@pytest.mark.parametrize("key", ["q", "\x1b"])
+def test_a_key_ends_the_live_view_and_no_other_shows(daemon: FakeDaemon, key: str) -> None:
+    daemon.fleets["web"] = a_fleet(size=1)
+    with on_terminal("status", columns=120) as terminal:
+        terminal.wait_for("ends this view")
+        terminal.type("rm\r\x1b[A")
+        terminal.type(key)
+        assert terminal.end() == 0
+        assert "rm" not in terminal.shown
+
+
 def test_live_status_stays_inside_the_terminal(daemon: FakeDaemon) -> None:
     daemon.fleets["web"] = a_fleet(size=100)
     with on_terminal("status", columns=70, lines=12) as terminal:

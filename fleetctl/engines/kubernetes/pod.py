@@ -265,7 +265,7 @@ def check(spec: FleetSpec) -> None:
     if not spec.kubernetes.image:
         raise ConfigError(
             f"fleet {spec.name}: kubernetes.image is missing; agents of a cluster run in a container image that holds their program",
-            hint="build and push one, then set image in [fleet.kubernetes] or give --image; examples/kubernetes has a Containerfile",
+            hint="build and push one, then set image in [fleet.kubernetes] (export takes --image too); see examples/kubernetes",
         )
     words = set().union(*(placeholders(word) for word in (*spec.command, *spec.environment.values())))
     if by_descriptor := sorted(word for word in words if word.partition(":")[0] == "fd"):
