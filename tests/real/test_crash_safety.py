@@ -156,7 +156,7 @@ class Chaos:
         """Agents that a roll has not reached yet. Status does not tell them from others, the database does."""
         with closing(sqlite3.connect(f"file:{self.place.root}/fleetctl.db?mode=ro", uri=True)) as db:
             agents = [json.loads(row[0]) for row in db.execute("SELECT data FROM agents")]
-        return [agent["id"] for agent in agents if agent["replace"] != "no"]
+        return [agent["id"] for agent in agents if agent.get("replace", "no") != "no"]
 
     def assert_untouched(self, before: dict[str, int], after: dict[str, int]) -> None:
         changed = {agent_id: (pid, after.get(agent_id)) for agent_id, pid in before.items() if after.get(agent_id) != pid}
