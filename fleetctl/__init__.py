@@ -10,6 +10,7 @@ Rules, hands, and one loop between them:
     config                fleet.toml, environment and flags -> FleetSpec
     importing/            other tools' files -> fleet.toml, as text
     supervisor            THE LOOP, one per fleet: event in, ask the rules, hand the orders out, sleep until the next deadline
+    keeping               what agents keep, saved and given back beside that loop
     probing               who is probed when: a task for each probe of each agent
     autoscaler            what was measured of one fleet, and the scaling rule asked about it
     fleet                 Fleet: one fleet as a whole

@@ -62,6 +62,7 @@ ONLY_STANDARD_LIBRARY = (
     "testing",
     "agent",
     "demo",
+    "keeping",
     "supervisor",
     "probing",
     "autoscaler",

@@ -514,13 +514,15 @@ class LocalLifecycleManager:
             claim = self.paths.agent_claim(agent_id)
             for path in (self.paths.agent_lock(agent_id), claim, f"{claim}.tmp"):
                 self._spares.put(path)
-            with contextlib.suppress(OSError):
-                os.rmdir(self.paths.agent_state(agent_id))  # only when the agent left nothing in it
+            for folder in (self.paths.agent_state(agent_id), self.paths.agent_checkpoint(agent_id)):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)  # only when the agent left nothing in it
 
     def tidy(self, known: Collection[str]) -> None:
         """Remove what was made for agents that are not among the known, and was not removed because the daemon was killed."""
         named = {name.removesuffix(".lock") for name in _names(self.paths.locks)}
-        named |= {name.removesuffix(".tmp").removesuffix(".json") for name in _names(self.paths.claims)} | {*_names(self.paths.agents)}
+        named |= {name.removesuffix(".tmp").removesuffix(".json") for name in _names(self.paths.claims)}
+        named |= {name.removesuffix(".checkpoint") for name in _names(self.paths.agents)}
         gone = [name for name in named - set(known) if re.fullmatch(AGENT_ID_PATTERN, name)]
         self._remove_files([agent_id for agent_id in gone if not self._lock_is_held(agent_id)])
         self._spares.remove_all()

@@ -2,9 +2,10 @@
 
 import sys
 
-from tests.bench import bench_autoscale, bench_daemon, bench_notify, bench_warm
+from tests.bench import bench_autoscale, bench_checkpoints, bench_daemon, bench_notify, bench_warm
 
 bench_daemon.BENCHES.update(bench_warm.BENCHMARKS)
 bench_daemon.BENCHES.update(bench_autoscale.BENCHMARKS)
 bench_daemon.BENCHES.update(bench_notify.BENCHMARKS)
+bench_daemon.BENCHES.update(bench_checkpoints.BENCHMARKS)
 sys.exit(bench_daemon.main(sys.argv[1:]))

@@ -318,7 +318,7 @@ def crowded(place: Place) -> tuple[str, int, Path]:
 def test_without_room_for_its_checkpoint_an_agent_is_not_stopped_until_there_is(small_disk: Place) -> None:
     place = small_disk
     agent_id, pid, ballast = crowded(place)
-    waited = place.run("drain", agent_id, "--timeout", "2", check=False)
+    waited = place.run("drain", agent_id, "--timeout", "1", check=False)
     assert waited.returncode == 124
     assert "No space left on device" in waited.stderr
     assert f"`fleetctl drain {agent_id} --now`" in waited.stderr
@@ -338,7 +338,7 @@ def test_without_room_for_its_checkpoint_an_agent_is_not_stopped_until_there_is(
 def test_whoever_cannot_wait_for_room_stops_without_a_checkpoint(small_disk: Place) -> None:
     place = small_disk
     agent_id, _, _ = crowded(place)
-    stuck = place.run("daemon", "stop", "--drain", "--timeout", "3", check=False)
+    stuck = place.run("daemon", "stop", "--drain", "--timeout", "1.5", check=False)
     assert stuck.returncode == 124
     assert "No space left on device" in stuck.stderr
     assert "`fleetctl down --now`" in stuck.stderr
@@ -348,3 +348,12 @@ def test_whoever_cannot_wait_for_room_stops_without_a_checkpoint(small_disk: Pla
     assert place.daemon is not None
     assert place.daemon.wait(10) == 0  # that was all it waited for
     assert (state_of(place, agent_id) / "data").stat().st_size == 1_500_000  # not saved, so not taken away
+
+
+def test_an_agent_that_was_asked_and_had_nothing_to_say_leaves_nothing_behind(place: Place) -> None:
+    place.start()
+    settings = {"graceful_drain": {"timeout_seconds": 5.0, "checkpoint_signal": "USR1", "checkpoint_timeout_seconds": 0.1}}
+    place.client.apply("web", spec("web", ["sh", "-c", "trap : USR1; while :; do sleep 0.05; done"], 1, **settings))
+    eventually(lambda: place.settled("web", 1), "it runs")
+    assert place.run("drain", next(iter(place.leaders()))).stdout == ""
+    eventually(lambda: not list(Path(place.root, "agents").iterdir()), "its folders are gone")
