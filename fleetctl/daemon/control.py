@@ -536,6 +536,7 @@ class Control:
                 await fleet.drain(agent_id, now=now)
             self._announce()
         replicas = fleet.wish.replicas - (dry_run and not agent.leaving and not fleet.wish.down)
+        message += _what_the_autoscaler_does(fleet.spec, replicas)
         told = {"schema": "fleetctl/drained/v1", "fleet": agent.fleet, "agent": agent_id, "now": now, "dry_run": dry_run}
         return {**told, "changed": changed and not dry_run, "desired_replicas": replicas, "message": message}
 
