@@ -266,7 +266,7 @@ async def test_what_a_crashed_agent_left_is_ended_before_its_restart(world: Worl
     leader = world.machine.leader(world.agents[0].id)
     child = world.machine.fork(leader, ignores_stop=True)
     world.machine.end(leader, code=1)
-    await world.after(0.02)
+    await world.after(0.05)
     (agent,) = world.agents
     assert agent.state is S.DRAINING
     assert agent.note == f"exit 1; ending what it left: pid {child.ref.pid}"
@@ -309,7 +309,7 @@ async def test_that_an_agent_was_asked_to_stop_is_on_disk_while_it_takes_its_tim
     world.lifecycle.ignore_stop = True
     await world.ready()
     world.ask(2)
-    await world.after(0.02)
+    await world.after(0.05)
     (leaving,) = [agent for agent in world.state.agents.values() if agent.state is S.DRAINING]
     assert leaving.stop_sent
 

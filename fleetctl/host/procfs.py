@@ -50,10 +50,11 @@ def boot_time() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _read(path: str) -> bytes | None:
+def _read(path: str, *, by_page: bool = False) -> bytes | None:
     """What stands there; None where there is nothing or we may not see it. Raises OSError where we are out of descriptors.
 
-    The difference matters: whoever took the second for the first would bury the living.
+    The difference matters: whoever took the second for the first would bury the living. `by_page`: each read gives what fits on a
+    page, which can be less than one.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -65,7 +66,7 @@ def _read(path: str) -> bytes | None:
         chunks = []
         while chunk := os.read(fd, 65536):
             chunks.append(chunk)
-            if len(chunk) < 4096 and len(chunks) == 1:
+            if len(chunk) < 4096 and not by_page:
                 break
         return b"".join(chunks)
     except OSError:
@@ -117,12 +118,10 @@ def children(of: int | None = None) -> set[int] | None:
         # A child belongs to the thread that started it or, an orphan, to any of them. Each is a folder, and so one more link.
         alone = of is not None and os.stat(folder).st_nlink == 3
         for thread in [str(of)] if alone else os.listdir(folder):
-            try:
-                with open(f"{folder}/{thread}/children", "rb", buffering=0) as file:  # to its end: a page at a time is all a read gives
-                    found.update(map(int, file.read().split()))
-            except FileNotFoundError:
-                if os.path.exists(f"{folder}/{thread}"):
-                    return None
+            raw = _read(f"{folder}/{thread}/children", by_page=True)
+            if raw is None and os.path.exists(f"{folder}/{thread}"):
+                return None
+            found.update(map(int, (raw or b"").split()))
     except FileNotFoundError:
         return set()
     return found
