@@ -386,10 +386,10 @@ class Supervisor:
 
         A daemon that dies before asks again, as one that dies between the signal and its record always does.
         """
-        until = self._clock.monotonic() + _MOMENT_SECONDS
+        wish, until = self.wish, self._clock.monotonic() + _MOMENT_SECONDS
         timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self._wake.set)
         try:
-            while not (self._wanted or self._acquiring) and any(map(self._is_on_its_way_out, agent_ids)):
+            while self.wish is wish and not (self._wanted or self._acquiring) and any(map(self._is_on_its_way_out, agent_ids)):
                 due = next_deadline(self.wish, self._agents.values())
                 if self._clock.monotonic() >= min(until, due or until):
                     break
