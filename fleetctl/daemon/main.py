@@ -5,6 +5,7 @@ Only here do the rules meet this machine's hands.
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -90,6 +91,8 @@ async def _main(
     control.hearing.listen()
     server = ControlServer(control, paths.socket)
     await server.start()
+    gc.collect()
+    gc.freeze()  # what is loaded stays: a look at all of it takes ten milliseconds, which somebody would wait for
     port = MetricsPort(control.metrics, metrics_port) if metrics_port is not None else None
     rounds = Rounds(
         control,
