@@ -1,9 +1,7 @@
 """Starts agents' processes, watches them end, signals and kills whole process trees, and finds them again after a crash.
 
-A tree is: the leader's session, whatever carries the agent's token in its environment (a double-forked grandchild that left the
-session) or its mark (`tag`), whatever was once seen among its descendants, whatever still holds the agent's lock, and the descendants
-of all these. Every signal goes through a descriptor whose process was verified. Runs on the event loop's thread; one scan of /proc
-serves any number of agents.
+Which processes are an agent's is for `finding` to say. Every signal goes through a descriptor whose process was verified. Runs on
+the event loop's thread.
 """
 
 import asyncio
@@ -11,7 +9,6 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -21,16 +18,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from fleetctl.addresses import filled
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
-from fleetctl.host import environment, logs, pidfd, procfs, sockets, tag
+from fleetctl.host import environment, locks, logs, pidfd, procfs, sockets, tag
+from fleetctl.host.finding import Finder, reference
 from fleetctl.host.launch import TELL_PID, launch
 from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
 from fleetctl.host.spares import Spares
-from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
+from fleetctl.models import AGENT_ID_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +39,6 @@ _WATCH_RETRY_SECONDS = 1.0
 _ACKNOWLEDGE_TRIES, _ACKNOWLEDGE_SECONDS = 200, 0.002
 _SERVING_TRIES, _SERVING_SECONDS = 250, 0.04
 _LIMIT_ROUNDS = 2
-_REMEMBERED_OWNERS, _MOST_ANCESTORS = 16384, 64
 
 
 def become_subreaper() -> None:
@@ -70,10 +66,7 @@ class LocalLifecycleManager:
         self._pidfds: dict[ProcessRef, int] = {}
         self._watched: set[ProcessRef] = set()
         self._ended: set[ProcessRef] = set()
-        self._spawned: dict[ProcessRef, str] = {}  # the agent of each leader
-        self._tokens: dict[tuple[int, int], str] = {}
-        self._members: dict[str, frozenset[tuple[int, int]]] = {}
-        self._owners: dict[tuple[int, int], str] = {}
+        self.finder = Finder(self.paths)
         if owns_all_children:
             tag.shed()
         self._orphans_come_to_us = owns_all_children and _is_subreaper()
@@ -89,12 +82,12 @@ class LocalLifecycleManager:
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
         try:
-            _make_folder(self.paths.agent_state(agent.id))
+            locks.make_folder(self.paths.agent_state(agent.id))
             environ = self.environment_of(agent, spec)
             with contextlib.ExitStack() as stack:
                 self._spares.take(self.paths.agent_lock(agent.id))
-                lock = stack.enter_context(_opened(self.paths.agent_lock(agent.id), os.O_CREAT))
-                _take(lock, agent)
+                lock = stack.enter_context(locks.opened(self.paths.agent_lock(agent.id), os.O_CREAT))
+                locks.take(lock, agent)
                 output = logs.open_log(self.paths, agent.fleet, agent.id, spec.logs)
                 stack.callback(os.close, output)
                 if self._owns_all_children:
@@ -121,7 +114,7 @@ class LocalLifecycleManager:
             os.waitpid(pid, 0)
             raise SpawnFailed(f"{agent.id}: its process could not be identified right after its start, and was ended")
         process = ProcessRef(pid=pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
-        self._spawned[process] = agent.id
+        self.finder.leaders[process] = agent.id
         if joins:
             self._limited[process] = agent.id
         with contextlib.suppress(OSError):  # else it is opened, and then verified, when it is needed
@@ -176,7 +169,7 @@ class LocalLifecycleManager:
 
     def limit(self, agents: Sequence[Agent], spec: FleetSpec) -> None:
         for _ in range(_LIMIT_ROUNDS):  # what was born in the first is found in the next
-            for agent_id, tree in self._trees(agents).items():
+            for agent_id, tree in self.finder.trees(agents).items():
                 self.limits.apply(agent_id, spec.resource_limits, [stat.pid for stat in tree])
         for agent in agents:
             if agent.process:
@@ -224,7 +217,7 @@ class LocalLifecycleManager:
             return
         self._pidfds[process] = fd
         self._watched.add(process)
-        if process not in self._spawned and (agent_id := self.limits.agent_of(process.pid)):
+        if process not in self.finder.leaders and (agent_id := self.limits.agent_of(process.pid)):
             self._limited[process] = agent_id
         loop.add_reader(fd, self._has_ended, process, on_exit, time.time, 0)
 
@@ -253,7 +246,7 @@ class LocalLifecycleManager:
         fd = self._pidfds.pop(process, None)
         if agent_id := self._limited.pop(process, None):
             self.limits.remove(agent_id)
-        self._spawned.pop(process, None)
+        self.finder.leaders.pop(process, None)
         if fd is not None:
             with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
                 os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
@@ -295,7 +288,7 @@ class LocalLifecycleManager:
             if result is None:
                 return
             if leaders is None:
-                leaders = {process.pid for process in self._pidfds.keys() | self._spawned.keys()} | self._helpers
+                leaders = {process.pid for process in self._pidfds.keys() | self.finder.leaders.keys()} | self._helpers
             if result.si_pid in leaders:
                 return
             with contextlib.suppress(ChildProcessError):
@@ -307,7 +300,7 @@ class LocalLifecycleManager:
     def survivors(self, agents: Sequence[Agent]) -> Mapping[str, tuple[ProcessRef, ...]]:
         if self._left_nothing(agents):
             return {agent.id: () for agent in agents}
-        return {key: tuple(_ref(stat) for stat in tree) for key, tree in self._trees(agents).items()}
+        return {key: tuple(reference(stat) for stat in tree) for key, tree in self.finder.trees(agents).items()}
 
     def _left_nothing(self, agents: Sequence[Agent]) -> bool:
         """Whether surely nothing is left of these trees, told without a look at every process of the machine; False where unsure.
@@ -316,7 +309,7 @@ class LocalLifecycleManager:
         the leaders have ended and every other child of ours is a leader too, the trees are empty. The list of our children is exact:
         only this thread reaps them, so none leaves it while it is read.
         """
-        if any(agent.process not in self._spawned or not self._is_over(agent.process) for agent in agents):
+        if any(agent.process not in self.finder.leaders or not self._is_over(agent.process) for agent in agents):
             return False
         return self._has_no_orphans()
 
@@ -331,63 +324,21 @@ class LocalLifecycleManager:
     def orphans(self) -> set[int] | None:
         """Children of ours, ended ones included, that are neither leaders that we started nor helpers; None where nobody can tell."""
         children = procfs.children() if self._orphans_come_to_us else None
-        return None if children is None else children - {process.pid for process in self._spawned} - self._helpers
+        return None if children is None else children - {process.pid for process in self.finder.leaders} - self._helpers
 
     def _loners(self, agents: Sequence[Agent]) -> dict[str, ProcessRef]:
         """The agents whose trees are surely their leader and nobody else, by the same reasoning: it has no child, and we no orphan.
 
         In this order: what loses its parent in between is an orphan by then.
         """
-        leaders = {agent.id: agent.process for agent in agents if agent.process in self._spawned and agent.process in self._pidfds}
+        leaders = {agent.id: agent.process for agent in agents if agent.process in self.finder.leaders and agent.process in self._pidfds}
         found = {agent_id: leader for agent_id, leader in leaders.items() if leader and procfs.children(leader.pid) == set()}
         return found if found and self._has_no_orphans() else {}
-
-    def remember(self, trees: Mapping[str, frozenset[tuple[int, int]]]) -> None:
-        """Who was seen in which agent's tree, as (pid, start ticks): it stays there, whatever it makes of its session and environment."""
-        for agent_id, members in trees.items():
-            self._members[agent_id] = self._members.get(agent_id, frozenset()) | members
-
-    def owner(self, pid: int, agents: Callable[[], Iterable[Agent]]) -> str | None:
-        """The agent to whose tree a process belongs; None for a stranger. Raises OSError where we are out of descriptors.
-
-        A process that was asked for before costs one read of its /proc/PID/stat. `agents`: all there are, asked for only where needed;
-        those started a moment ago may be missing.
-        """
-        found = procfs.stat(pid)
-        if found is None:
-            return None
-        key = (found.pid, found.start_ticks)
-        if key not in self._owners:
-            owner = self._find_owner(found, list(agents()))
-            if owner is None:
-                return None
-            if len(self._owners) >= _REMEMBERED_OWNERS:
-                self._owners.clear()
-            self._owners[key] = owner
-        return self._owners[key]
-
-    def _find_owner(self, stat: procfs.Stat, agents: Sequence[Agent]) -> str | None:
-        """Descent tells first, and from the process upwards: a token can be copied by a sibling, a parent cannot be chosen."""
-        leaders = {agent.process: agent.id for agent in agents if agent.process}
-        at: procfs.Stat | None = stat
-        for _ in range(_MOST_ANCESTORS):
-            if at is None or at.pid == os.getpid():  # an agent may have started us: what is above us is of no agent of ours
-                break
-            session = at if at.pid == at.sid else procfs.stat(at.sid)
-            leader = _ref(session) if session else None
-            known = leader and (self._spawned.get(leader) or leaders.get(leader))
-            member = known or next((key for key, members in self._members.items() if (at.pid, at.start_ticks) in members), None)
-            if member:
-                return member
-            parent = procfs.stat(at.ppid)
-            at = parent if parent and parent.start_ticks <= at.start_ticks else None  # younger than its child: its pid was reused
-        token = self._token(stat)
-        return next((agent.id for agent in agents if token and agent.token == token), None)
 
     def signal(self, agents: Sequence[Agent], *numbers: int) -> None:
         loners = self._loners(agents)
         others = [agent for agent in agents if agent.id not in loners]
-        trees = self._trees(others)
+        trees = self.finder.trees(others)
         for number in numbers:
             for leader in loners.values():
                 pidfd.send(leader, number, group=True, held=self._pidfds[leader])
@@ -441,7 +392,7 @@ class LocalLifecycleManager:
             loners = self._loners(waiting)
             trees = {agent_id: [found] if (found := _found_alive(leader)) else [] for agent_id, leader in loners.items()}
             if others := [agent for agent in waiting if agent.id not in loners]:  # in a thread, because it takes milliseconds
-                trees |= self._trees(others, await asyncio.to_thread(procfs.snapshot))
+                trees |= self.finder.trees(others, await asyncio.to_thread(procfs.snapshot))
             for agent_id, tree in trees.items():
                 awake = [stat for stat in tree if stat.state != "T"]
                 for stat in awake:
@@ -458,7 +409,7 @@ class LocalLifecycleManager:
     async def resume(self, agents: Sequence[Agent]) -> frozenset[str]:
         # What was stopped is remembered: a look at all processes would take longer than all the rest.
         unknown = [agent for agent in agents if agent.id not in self._suspended]
-        trees = {agent.id: self._suspended.pop(agent.id) for agent in agents if agent.id in self._suspended} | self._trees(unknown)
+        trees = {agent.id: self._suspended.pop(agent.id) for agent in agents if agent.id in self._suspended} | self.finder.trees(unknown)
         for agent in agents:
             leader = agent.process
             for stat in sorted(trees[agent.id], key=lambda stat: leader is not None and stat.pid == leader.pid):
@@ -478,7 +429,7 @@ class LocalLifecycleManager:
             return
         try:
             self._spares.take(f"{path}.tmp")
-            with _opened(f"{path}.tmp", os.O_CREAT | os.O_TRUNC) as fd, open(fd, "wb", closefd=False) as file:
+            with locks.opened(f"{path}.tmp", os.O_CREAT | os.O_TRUNC) as fd, open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps(claim).encode())
             os.replace(f"{path}.tmp", path)
         except OSError as error:
@@ -486,19 +437,32 @@ class LocalLifecycleManager:
 
     def kill(self, agents: Sequence[Agent]) -> None:
         for _ in range(_KILL_ROUNDS):
-            trees = self._trees(agents)
+            trees = self.finder.trees(agents)
             if not any(trees.values()):
                 return
             for stat in (stat for tree in trees.values() for stat in tree):
                 # Where it leads a group, the whole group in one call: faster than it can fork.
                 self._send(stat, signal.SIGKILL, group=stat.pgid == stat.pid)
 
+    def remember(self, trees: Mapping[str, frozenset[tuple[int, int]]]) -> None:
+        """Who was seen in which agent's tree, as (pid, start ticks)."""
+        self.finder.remember(trees)
+
+    def owner(self, pid: int, agents: Callable[[], Iterable[Agent]]) -> str | None:
+        """The agent to whose tree a process belongs; None for a stranger. See `Finder.owner`."""
+        return self.finder.owner(pid, agents)
+
+    def find(self) -> list[Found]:
+        """Every live tree on this machine that belongs to this state directory."""
+        self.limits.sweep()  # whoever looks for what an earlier daemon left also puts away what is left of those that ended
+        return self.finder.find()
+
     def _send(self, stat: procfs.Stat, number: int, *, group: bool = False) -> bool:
-        process = _ref(stat)
+        process = reference(stat)
         return pidfd.send(process, number, group=group, held=self._pidfds.get(process))
 
     def discard(self, agent: Agent) -> None:
-        self._members.pop(agent.id, None)
+        self.finder.forget(agent.id)
         self._suspended.pop(agent.id, None)
         self._discarded.append(agent.id)
         if len(self._discarded) == 1:
@@ -520,165 +484,17 @@ class LocalLifecycleManager:
 
     def tidy(self, known: Collection[str]) -> None:
         """Remove what was made for agents that are not among the known, and was not removed because the daemon was killed."""
-        named = {name.removesuffix(".lock") for name in _names(self.paths.locks)}
-        named |= {name.removesuffix(".tmp").removesuffix(".json") for name in _names(self.paths.claims)}
-        named |= {name.removesuffix(".checkpoint") for name in _names(self.paths.agents)}
+        named = {name.removesuffix(".lock") for name in locks.names(self.paths.locks)}
+        named |= {name.removesuffix(".tmp").removesuffix(".json") for name in locks.names(self.paths.claims)}
+        named |= {name.removesuffix(".checkpoint") for name in locks.names(self.paths.agents)}
         gone = [name for name in named - set(known) if re.fullmatch(AGENT_ID_PATTERN, name)]
-        self._remove_files([agent_id for agent_id in gone if not self._lock_is_held(agent_id)])
+        self._remove_files([agent_id for agent_id in gone if not locks.is_held(self.paths, agent_id)])
         self._spares.remove_all()
-
-    def find(self) -> list[Found]:
-        """Every live tree on this machine that belongs to this state directory, by its token or, where it lost that, by its lock.
-
-        What others write into an environment proves nothing: only our own user's processes count, and of others' those that have the
-        very token that the agent's lock file names.
-        """
-        self.limits.sweep()  # whoever looks for what an earlier daemon left also puts away what is left of those that ended
-        tokens = {agent_id: record.get("token") for agent_id, record in self._lock_records().items()}
-        trees: dict[str, Found] = {}
-        for stat in sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks):
-            if not stat.alive or stat.pid == os.getpid():
-                continue
-            environ = procfs.environ(stat.pid)
-            if environ.get(environment.STATE_DIR) != self.paths.root or (found := _found(environ, stat)) is None:
-                continue
-            if procfs.owner(stat.pid) != os.geteuid() and tokens.get(found.agent_id) != found.token:
-                continue
-            known = trees.get(found.token)
-            if known is None or (known.leader is None and found.leader is not None):
-                trees[found.token] = found
-        by_lock = self._found_by_lock({tree.agent_id for tree in trees.values()})
-        return [*trees.values(), *by_lock, *self._found_by_tag({*trees, *(tree.token for tree in by_lock)})]
-
-    def _found_by_tag(self, explained: Collection[str]) -> list[Found]:
-        """Trees of which only that is left which shed session, environment and descriptors: its mark tells of it."""
-        records = {tag.of(str(record.get("token"))): (agent_id, record) for agent_id, record in self._lock_records().items()}
-        found: dict[str, Found] = {}
-        for stat in sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks):
-            mark = tag.read(stat.pid) if stat.alive and stat.sid and stat.pid != os.getpid() else None
-            tree = _found(_as_environment(*records[mark]), stat) if mark is not None and mark in records else None
-            if tree and tree.token not in explained:
-                found.setdefault(tree.token, replace(tree, leader=None))  # it is not what was started
-        return list(found.values())
-
-    def _found_by_lock(self, explained: Collection[str]) -> list[Found]:
-        """Trees whose processes wrote over their environment, as servers do that show a title: a held lock tells of them."""
-        records = {
-            agent_id: record
-            for agent_id, record in self._lock_records().items()
-            if agent_id not in explained and self._lock_is_held(agent_id)
-        }
-        if not records:
-            return []
-        stats = sorted(procfs.snapshot().values(), key=lambda stat: stat.start_ticks)
-        files = {stat.pid: procfs.open_files(stat.pid) for stat in stats if stat.alive and stat.pid != os.getpid()}
-        found = []
-        for agent_id, record in records.items():
-            holders = [stat for stat in stats if self.paths.agent_lock(agent_id) in files.get(stat.pid, ())]
-            leader = next((stat for stat in holders if stat.sid == stat.pid), None)
-            if holders and (tree := _found(_as_environment(agent_id, record), leader or holders[0])) is not None:
-                found.append(tree)
-        return found
-
-    def _lock_records(self) -> dict[str, dict[str, object]]:
-        """What is written in the agents' lock files, by agent id: who the processes are that hold them."""
-        records = {}
-        for name in _names(self.paths.locks):
-            agent_id = name.removesuffix(".lock")
-            with contextlib.suppress(OSError, ValueError, UnicodeDecodeError):
-                with _opened(f"{self.paths.locks}/{name}") as lock:
-                    record = json.loads(os.pread(lock, 4096, 0) or b"{}")
-                if isinstance(record, dict):
-                    records[agent_id] = record
-        return records
-
-    def _trees(self, agents: Sequence[Agent], stats: Mapping[int, procfs.Stat] | None = None) -> dict[str, list[procfs.Stat]]:
-        """The live processes of each agent's tree, by agent id."""
-        if not agents:
-            return {}
-        stats = procfs.snapshot() if stats is None else stats
-        sessions = {agent.process.pid: agent.id for agent in agents if agent.process and self._is_its_session(agent, stats)}
-        tokens = {agent.token: agent.id for agent in agents if agent.token}
-        members = {member: agent.id for agent in agents for member in self._members.get(agent.id, ())}
-        marks = {tag.of(agent.token): agent.id for agent in agents if agent.token}
-        owner: dict[int, str] = {}
-        for pid, stat in stats.items():
-            if not stat.alive or pid == os.getpid():
-                continue
-            found = sessions.get(stat.sid) or members.get((pid, stat.start_ticks)) or tokens.get(self._token(stat))
-            if found is None and stat.sid and (mark := tag.read(pid)):  # kernel threads have session 0
-                found = marks.get(mark)
-            if found:
-                owner[pid] = found
-        for pid in stats:
-            _inherit(pid, stats, owner)
-        trees: dict[str, list[procfs.Stat]] = {agent.id: [] for agent in agents}
-        for pid, agent_id in owner.items():
-            if stats[pid].alive:
-                trees[agent_id].append(stats[pid])
-        for agent in agents:
-            if not trees[agent.id] and self._lock_is_held(agent.id):
-                trees[agent.id] = self._holders(agent, stats)
-        self.remember({agent_id: frozenset((stat.pid, stat.start_ticks) for stat in tree) for agent_id, tree in trees.items()})
-        for agent in agents:
-            self._members[agent.id] = frozenset(member for member in self._members[agent.id] if member[0] in stats)
-        self._tokens = {key: token for key, token in self._tokens.items() if key[0] in stats}
-        return trees
-
-    def _is_its_session(self, agent: Agent, stats: Mapping[int, procfs.Stat]) -> bool:
-        """A session id outlives its leader, but once the leader is reaped and the session empty, it may be reused.
-
-        Without its leader the session must hold a process with the agent's token: a session that exists keeps its id from reuse.
-        """
-        process = agent.process
-        if process is None or process.boot_id != procfs.boot_id():
-            return False
-        leader = stats.get(process.pid)
-        if leader is not None:
-            return leader.start_ticks == process.start_ticks
-        return any(stat.sid == process.pid and self._token(stat) == agent.token != "" for stat in stats.values())
-
-    def _token(self, stat: procfs.Stat) -> str:
-        key = (stat.pid, stat.start_ticks)
-        if key not in self._tokens:
-            environ = procfs.environ(stat.pid)
-            ours = environ.get(environment.STATE_DIR) == self.paths.root
-            token = environ.get(environment.TOKEN, "") if ours else ""
-            if not environ and stat.sid != 0:
-                return token  # in the middle of an exec there is no environment yet: look again; kernel threads (session 0) have none
-            self._tokens[key] = token
-        return self._tokens[key]
-
-    def _lock_is_held(self, agent_id: str) -> bool:
-        """Whether any process still has the lock that the agent inherited: proof of life that no reuse of pids can fake."""
-        try:
-            with _opened(self.paths.agent_lock(agent_id)) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
-
-    def _holders(self, agent: Agent, stats: Mapping[int, procfs.Stat]) -> list[procfs.Stat]:
-        """Who holds the lock, by looking through all open files: dear, and only done when the lock says that somebody does."""
-        path = self.paths.agent_lock(agent.id)
-        me = os.getpid()
-        return [stat for pid, stat in stats.items() if pid != me and stat.alive and path in procfs.open_files(pid)]
 
 
 def _restores(agent: Agent, spec: FleetSpec) -> bool:
     """Whether it is started by the command that restores."""
     return bool(agent.restore and spec.checkpoints.restore_command)
-
-
-def _make_folder(path: str) -> None:
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        os.makedirs(path, mode=0o700, exist_ok=True)
 
 
 def _make_files(paths: Sequence[str]) -> None:
@@ -696,93 +512,6 @@ def _states(tree: Sequence[procfs.Stat]) -> set[str]:
 def _found_alive(process: ProcessRef) -> procfs.Stat | None:
     found = procfs.stat(process.pid)
     return found if found is not None and found.alive and found.start_ticks == process.start_ticks else None
-
-
-def _ref(stat: procfs.Stat) -> ProcessRef:
-    return ProcessRef(pid=stat.pid, start_ticks=stat.start_ticks, boot_id=procfs.boot_id())
-
-
-def _inherit(pid: int, stats: Mapping[int, procfs.Stat], owner: dict[int, str]) -> None:
-    """Give a process, and those between, to the agent that the nearest ancestor belongs to."""
-    path: list[int] = []
-    while pid in stats and pid not in owner:
-        if pid == os.getpid():
-            return  # everything descends from us: an agent may even have started us
-        path.append(pid)
-        pid = stats[pid].ppid
-        if pid in path:
-            return
-    if pid in owner:
-        owner.update(dict.fromkeys(path, owner[pid]))
-
-
-@contextlib.contextmanager
-def _opened(path: str, how: int = 0) -> Iterator[int]:
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | how
-    try:
-        fd = os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        if not how & os.O_CREAT:
-            raise
-        _make_folder(os.path.dirname(path))  # somebody cleared run/
-        fd = os.open(path, flags, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _take(lock: int, agent: Agent) -> None:
-    """Hold the agent's lock, and write into it who holds it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise SpawnFailed(f"{agent.id}: an earlier process of this agent still holds its lock") from error
-    launch = "warm" if agent.pooled else "cold"
-    record = {"token": agent.token, "fleet": agent.fleet, "slot": agent.slot, "spec_hash": agent.spec_hash, "launch": launch}
-    with contextlib.suppress(OSError):  # a full disk: then only the environment tells
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps(record).encode(), 0)
-
-
-def _as_environment(agent_id: str, record: Mapping[str, object]) -> dict[str, str]:
-    """A lock's record in the words of an agent's environment, so that both are read in one way."""
-    fleet = record.get("fleet") or agent_id.rpartition("-")[0]
-    return {
-        environment.AGENT_ID: agent_id,
-        environment.FLEET: str(fleet),
-        environment.SLOT: str(record.get("slot", 0)),
-        environment.TOKEN: str(record.get("token") or f"lock-of-{agent_id}"),
-        environment.SPEC_HASH: str(record.get("spec_hash", "")),
-        environment.LAUNCH: str(record.get("launch", "")),
-    }
-
-
-def _found(environ: Mapping[str, str], stat: procfs.Stat) -> Found | None:
-    """The tree that this environment tells of; None where it was not written by us."""
-    agent_id, fleet, slot = (environ.get(name, "") for name in (environment.AGENT_ID, environment.FLEET, environment.SLOT))
-    sound = re.fullmatch(NAME_PATTERN, fleet) and re.fullmatch(AGENT_ID_PATTERN, agent_id) and re.fullmatch("[0-9]{1,6}", slot)
-    if not sound or not environ.get(environment.TOKEN) or agent_id.rpartition("-")[0] != fleet:
-        return None
-    return Found(
-        agent_id=agent_id,
-        fleet=fleet,
-        slot=int(slot),
-        token=environ[environment.TOKEN],
-        spec_hash=environ.get(environment.SPEC_HASH, ""),
-        leader=_ref(stat) if stat.sid == stat.pid else None,
-        started_at=procfs.boot_time() + stat.start_ticks / procfs.TICKS_PER_SECOND,
-        # The kernel counts from the boot with sleep, our deadlines without.
-        started_clock=stat.start_ticks / procfs.TICKS_PER_SECOND - (time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()),
-        suspended=stat.state == "T" and environ.get(environment.LAUNCH) == "warm",
-    )
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
 
 
 def _why_not(error: OSError, spec: FleetSpec) -> str:

@@ -197,7 +197,7 @@ async def main():
     exits = []
     manager.watch(agent.process, exits.append)
     await wait_for(lambda: exits)
-    manager._trees = None  # a look at every process is not needed while the probe runs
+    manager.finder.trees = None  # a look at every process is not needed while the probe runs
     assert manager.survivors([agent]) == {{agent.id: ()}}
     assert not probe.done()
     open("{state_dir}/go", "w").close()
