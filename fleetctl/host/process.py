@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from fleetctl.addresses import filled
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
-from fleetctl.host import environment, locks, logs, pidfd, procfs, sockets, tag
+from fleetctl.host import environment, helpers, locks, logs, pidfd, procfs, sockets, tag
 from fleetctl.host.finding import Finder, reference
 from fleetctl.host.launch import TELL_PID, launch
 from fleetctl.host.limits import LocalLimits
@@ -78,7 +78,6 @@ class LocalLifecycleManager:
         self.sockets = sockets.ListeningSockets(self.paths, umask=umask)
         self.limits = LocalLimits(self.paths.root)
         self._limited: dict[ProcessRef, str] = {}  # the agent in whose control group it is
-        self._helpers: set[int] = set()  # children that are no agents, such as probes: whoever started them reaps them
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
         try:
@@ -267,11 +266,11 @@ class LocalLifecycleManager:
 
         To be entered before the event loop runs again.
         """
-        self._helpers.add(pid)
+        helpers.pids.add(pid)
         try:
             yield
         finally:
-            self._helpers.discard(pid)
+            helpers.pids.discard(pid)
 
     def reap_orphans(self) -> None:
         """Reap what was re-parented to us and ended; stops at the first of our leaders, which is reaped by `release`.
@@ -279,20 +278,15 @@ class LocalLifecycleManager:
         Only for who owns all its children: of any other it would take the exit status away from whoever waits for it.
         """
         self._reaping = False
-        leaders: set[int] | None = None  # most often there is nobody to compare with them
-        while True:
-            try:
-                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if result is None:
-                return
-            if leaders is None:
-                leaders = {process.pid for process in self._pidfds.keys() | self.finder.leaders.keys()} | self._helpers
-            if result.si_pid in leaders:
-                return
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(result.si_pid, os.WNOHANG)
+        spared: set[int] | None = None  # most often there is nobody to compare with them
+        with helpers.starting():
+            while (ended := _ended_child()) is not None:
+                if spared is None:
+                    spared = {process.pid for process in self._pidfds.keys() | self.finder.leaders.keys()} | helpers.pids
+                if ended in spared:
+                    return
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(ended, os.WNOHANG)
 
     def identify(self, process: ProcessRef) -> Identity:
         return pidfd.identify(process)
@@ -324,7 +318,7 @@ class LocalLifecycleManager:
     def orphans(self) -> set[int] | None:
         """Children of ours, ended ones included, that are neither leaders that we started nor helpers; None where nobody can tell."""
         children = procfs.children() if self._orphans_come_to_us else None
-        return None if children is None else children - {process.pid for process in self.finder.leaders} - self._helpers
+        return None if children is None else children - {process.pid for process in self.finder.leaders} - helpers.pids
 
     def _loners(self, agents: Sequence[Agent]) -> dict[str, ProcessRef]:
         """The agents whose trees are surely their leader and nobody else, by the same reasoning: it has no child, and we no orphan.
@@ -507,6 +501,15 @@ def _states(tree: Sequence[procfs.Stat]) -> set[str]:
     """The states of those of these processes that still live."""
     now = (procfs.stat(stat.pid) for stat in tree)
     return {found.state for stat, found in zip(tree, now, strict=True) if found and found.alive and found.start_ticks == stat.start_ticks}
+
+
+def _ended_child() -> int | None:
+    """The pid of a child of ours that ended and was not reaped yet."""
+    try:
+        result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if result is None else result.si_pid
 
 
 def _found_alive(process: ProcessRef) -> procfs.Stat | None:

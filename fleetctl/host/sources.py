@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from fleetctl.addresses import is_loopback, parse_url
 from fleetctl.errors import FleetctlError
+from fleetctl.host import helpers
 from fleetctl.host.environment import INHERITED
 from fleetctl.models import FleetSpec, MetricSpec
 
@@ -66,23 +67,29 @@ def _output(command: tuple[str, ...], spec: FleetSpec, deadline: float, *, path:
     environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")} | dict(spec.environment)
     if path is not None:
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [path, environ.get("PYTHONPATH")]))
-    with subprocess.Popen(
-        command,
-        cwd=spec.cwd,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, _ = process.communicate(timeout=max(0.01, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise TimeoutError from None
-        finally:
-            # Also what it left behind, or a child that holds the pipe would be waited for.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+    with helpers.starting():
+        process = subprocess.Popen(
+            command,
+            cwd=spec.cwd,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        helpers.pids.add(process.pid)
+    try:
+        with process:
+            try:
+                out, _ = process.communicate(timeout=max(0.01, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise TimeoutError from None
+            finally:
+                # Also what it left behind, or a child that holds the pipe would be waited for.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        helpers.pids.discard(process.pid)
     if process.returncode:
         raise ValueError(f"{os.path.basename(command[0])} ended with {process.returncode}")
     return out[:_MOST_BYTES].decode(errors="replace")

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 
+from fleetctl.host import helpers
+
 _RLIMIT_RTTIME = 15  # on every architecture; Python has no name for it
 _BASE, _BITS = 1 << 62, 48
 
@@ -25,16 +27,17 @@ def of(token: str) -> int:
 
 @contextlib.contextmanager
 def worn(token: str) -> Iterator[None]:
-    """What this process starts meanwhile is born with the mark. For a process all of whose starts happen in one thread."""
-    before = resource.getrlimit(_RLIMIT_RTTIME)
-    if not _possible(before):
-        yield
-        return
-    resource.setrlimit(_RLIMIT_RTTIME, (of(token), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(_RLIMIT_RTTIME, before)
+    """What this process starts meanwhile is born with the mark; another thread starts something inside `helpers.starting`."""
+    with helpers.starting():
+        before = resource.getrlimit(_RLIMIT_RTTIME)
+        if not _possible(before):
+            yield
+            return
+        resource.setrlimit(_RLIMIT_RTTIME, (of(token), before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(_RLIMIT_RTTIME, before)
 
 
 def give(pid: int, token: str) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -154,3 +156,28 @@ def test_what_hangs_is_given_up_and_its_processes_are_ended(tmp_path: Path) -> N
         read(tmp_path, http=f"http://127.0.0.1:{port}/", timeout_seconds=0.2)
     assert time.monotonic() - began < 10
     assert not os.path.exists(f"/proc/{(tmp_path / 'pid').read_text().strip()}/exe")
+
+
+def test_a_command_of_the_daemon_keeps_its_exit_status(tmp_path: Path) -> None:
+    """It runs in a thread, while the loop reaps whatever ends. In a process of its own, because it reaps all its children."""
+    story = f"""
+import asyncio, signal
+from fleetctl.errors import FleetctlError
+from fleetctl.host.process import LocalLifecycleManager, become_subreaper
+from fleetctl.host.sources import LocalMetricReader
+from fleetctl.models import FleetSpec, MetricSpec
+
+async def main():
+    become_subreaper()
+    manager = LocalLifecycleManager({str(tmp_path)!r}, owns_all_children=True)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, manager.reap_orphans)
+    metric, spec = MetricSpec(command=("sh", "-c", "echo 5; exit 3")), FleetSpec(name="demo", command=("x",), cwd="/")
+    for _ in range(20):
+        try:
+            raise AssertionError(await asyncio.to_thread(LocalMetricReader().read, metric, spec))
+        except FleetctlError as error:
+            assert error.message == "sh ended with 3", error.message
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", story], check=True, timeout=30, cwd=Path(__file__).parents[2])

@@ -4,11 +4,12 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
 
-from fleetctl.host import tag
+from fleetctl.host import helpers, tag
 
 FREE = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 LEAVES_ITS_PARENT = """
@@ -47,6 +48,24 @@ def test_children_and_theirs_are_born_with_it_and_we_go_without() -> None:
     assert resource.getrlimit(15) == FREE
     os.kill(grandchild, 9)
     child.communicate()
+
+
+def test_what_another_thread_starts_meanwhile_is_born_without() -> None:
+    born: list[int | None] = []
+
+    def start() -> None:
+        with helpers.starting():
+            child = subprocess.Popen(["sleep", "600"])
+        born.append(tag.read(child.pid))
+        child.kill()
+        child.wait()
+
+    with tag.worn("secret"):
+        thread = threading.Thread(target=start)
+        thread.start()
+        assert tag.read(os.getpid()) is not None
+    thread.join(10)
+    assert born == [None]
 
 
 def test_it_is_told_apart_and_does_not_give_the_token_away() -> None:
