@@ -460,6 +460,7 @@ class Fleet:
                 await self.supervisor.wait_saved()
         if wish.replicas == before:
             return None
+        await asyncio.sleep(0)  # the supervisor first: agents wait for what it writes, and for the record only who asked
         if decided is None:
             return await self.record_size(before, cause)
         await self._record([decided])

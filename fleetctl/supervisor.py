@@ -785,7 +785,9 @@ class Supervisor:
     def _gone(self, agent: Agent) -> None:
         """Nothing of the agent's tree is left."""
         now, wall = self._clock.monotonic(), self._clock.time()
-        exit = replace(agent.leader_exit or Exit(at=wall), failing=agent.failing)
+        exit = agent.leader_exit or Exit(at=wall)
+        if agent.failing:
+            exit = replace(exit, failing=agent.failing)
         asked = agent.state is AgentState.DRAINING and agent.stop_sent and (agent.leaving or agent.replace is not Replace.NO)
         if agent.process is not None:
             self._lifecycle.release(agent.process)
@@ -809,8 +811,7 @@ class Supervisor:
         self._keeping.calm(agent.id)
         if agent.leaving or (agent.pooled and agent.stale_deadline is not None):
             # What dies in the pool did nothing wrong and was nobody: a fresh one takes its place.
-            gone = replace(gone, leaving=True)
-            self._put(replace(gone, state=move(agent.state, Move.FINISH)))
+            self._put(replace(gone, leaving=True, state=move(agent.state, Move.FINISH)))
             self._tell("agent.stopped", f"{agent.id} stopped ({exit})", agent)
         elif asked and self.wish.mode is Mode.STOP:
             # Marked for replacement it is started by the next daemon, as what it was.
@@ -1095,7 +1096,7 @@ class Supervisor:
                     saved.set_exception(StateDirectoryError(str(error)))
             raise
         self._untold += events
-        if not self._dirty:
+        if waiting and not self._dirty:
             self._publish()  # first: who waited for the disk looks next at what is published
         for saved in waiting:
             if not saved.done():  # whoever waited may have gone

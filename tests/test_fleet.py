@@ -157,7 +157,7 @@ def test_a_change_in_the_making_does_not_undo_the_end_of_the_daemon(place: Place
     place.run(story)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [0, 2], ids=["the wish", "its record"])  # 1 are the agents
 def test_on_a_full_disk_the_wish_in_force_is_the_one_stored(place: Place, failing: int) -> None:
     async def story(fleet: Fleet) -> None:
         await fleet.scale(3)
