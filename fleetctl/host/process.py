@@ -421,14 +421,11 @@ class LocalLifecycleManager:
         path = self.paths.agent_claim(agent.id)
         if keep and os.path.exists(path):
             return
-        # Without a process there is nobody yet who could read half of it.
-        written = f"{path}.tmp" if agent.process else path
         try:
-            self._spares.take(written)
-            with locks.opened(written, os.O_CREAT | os.O_TRUNC) as fd:
-                _write(fd, json.dumps(claim).encode())
-            if written != path:
-                os.replace(written, path)
+            self._spares.take(f"{path}.tmp")
+            with locks.opened(f"{path}.tmp", os.O_CREAT | os.O_TRUNC) as fd, open(fd, "wb", closefd=False) as file:
+                file.write(json.dumps(claim).encode())
+            os.replace(f"{path}.tmp", path)
         except OSError as error:
             raise StateDirectoryError(f"{path}: {error.strerror}") from error
 
@@ -492,12 +489,6 @@ class LocalLifecycleManager:
 def _restores(agent: Agent, spec: FleetSpec) -> bool:
     """Whether it is started by the command that restores."""
     return bool(agent.restore and spec.checkpoints.restore_command)
-
-
-def _write(fd: int, data: bytes) -> None:
-    """All of it, or an OSError."""
-    if os.write(fd, data) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _make_files(paths: Sequence[str]) -> None:
