@@ -63,7 +63,7 @@ class Autoscaler:
             clock, at = float(stored["clock"]), float(stored["at"])
             memory = Memory.from_json(stored["memory"]) if stored["memory"] is not None else None
             self.scale_ups, self.scale_downs = int(stored["scale_ups"]), int(stored["scale_downs"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             log.warning("what the autoscaler remembers cannot be read (%r); it starts anew", error)
             return
         if memory is not None:

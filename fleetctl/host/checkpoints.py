@@ -125,7 +125,7 @@ def opened(paths: Paths, place: Place) -> Iterator[int]:
 def _manifest(folder: int, place: Place) -> Checkpoint:
     try:
         checkpoint = from_json(json.loads(_small_file(folder, MANIFEST)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not what was written"
         raise CheckpointDamaged(f"checkpoint {place.id} is damaged: {MANIFEST} cannot be read ({why})") from error
     if (checkpoint.id, checkpoint.fleet, checkpoint.agent_id) != (place.id, place.fleet, place.agent_id):

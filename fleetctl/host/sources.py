@@ -19,8 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from fleetctl.addresses import is_loopback, parse_url
 from fleetctl.errors import FleetctlError
-from fleetctl.host import helpers
-from fleetctl.host.environment import INHERITED
+from fleetctl.host import environment, helpers
 from fleetctl.models import FleetSpec, MetricSpec
 
 _MOST_BYTES = 1 << 20
@@ -49,7 +48,7 @@ class LocalMetricReader:
             raise FleetctlError(f"no answer in {metric.timeout_seconds:g} s") from None
         except OSError as error:
             raise FleetctlError(str(error.strerror or error)[:200]) from None
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError, OverflowError) as error:
             raise FleetctlError(str(error)[:200]) from None
         raise FleetctlError("it has no source")
 
@@ -64,7 +63,7 @@ def _number(text: str) -> float:
 
 def _output(command: tuple[str, ...], spec: FleetSpec, deadline: float, *, path: str | None = None) -> str:
     """What the command prints; the whole of it is killed when its time is up."""
-    environ = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")} | dict(spec.environment)
+    environ = environment.inherited() | dict(spec.environment)
     if path is not None:
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [path, environ.get("PYTHONPATH")]))
     with helpers.starting():

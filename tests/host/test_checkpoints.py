@@ -424,6 +424,7 @@ DAMAGE: dict[str, tuple[Callable[[Disk], object], str]] = {
     "a link that leads outside": (_link_out, "state/l leads outside, to /etc"),
     "another's manifest": (lambda disk: disk.edit(lambda data: data.update(agent="web-other")), "is of another checkpoint"),
     "another schema": (lambda disk: disk.edit(lambda data: data.update(schema="fleetctl/checkpoint/v9")), "checkpoint.json cannot be read"),
+    "a number past every float": (lambda disk: disk.edit(lambda data: data.update(keep_seconds=10**400)), "checkpoint.json cannot be read"),
     "no manifest": (lambda disk: (disk.folder / "checkpoint.json").unlink(), "checkpoint.json cannot be read"),
     "half a manifest": (_halve, "checkpoint.json cannot be read"),
     "a manifest of another kind": (lambda disk: (disk.folder / "checkpoint.json").write_text("[1]"), "checkpoint.json cannot be read"),
@@ -453,7 +454,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size
 
 @given(st.dictionaries(st.sampled_from([*checkpoints.to_json(A_CHECKPOINT)]), JSON))
 def test_no_manifest_whatever_it_holds_is_more_than_damaged(changes: dict[str, object]) -> None:
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
         checkpoints.from_json({**checkpoints.to_json(A_CHECKPOINT), **changes})
 
 
