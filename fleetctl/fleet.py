@@ -264,14 +264,7 @@ class Fleet:
         `claim` reaches it through its claim file. Raises WarmPoolEmpty with `require_warm`, UsageError where the fleet is as large as
         it may be, StateDirectoryError on a full disk, TimedOut where the cold start is not ready in time (it goes on).
         """
-        async with self._changing:
-            before = self.wish.replicas
-            check_replicas(self.spec, before + 1)
-            try:
-                agent = await self.supervisor.acquire(claim, cold=not require_warm)
-            finally:
-                if self.wish.replicas > before:
-                    self._save_changed_wish(before, "acquire")
+        agent = await self._one_more(lambda: self.supervisor.acquire(claim, cold=not require_warm), "acquire")
         if agent is None or not agent.from_warm_pool:
             self.warm_misses += 1
         if agent is None:
@@ -282,16 +275,20 @@ class Fleet:
 
     async def restore(self, checkpoint: Checkpoint, *, timeout_seconds: float) -> SpawnResult:
         """One more agent, which goes on from this checkpoint; the wish grows by it. Raises as `acquire` does."""
+        agent = await self._one_more(lambda: self.supervisor.restore(checkpoint), "restore")
+        assert agent is not None, "a new one can always be had"
+        return _spawned(await self._wait_ready(agent.id, timeout_seconds))
+
+    async def _one_more(self, ask: Callable[[], "asyncio.Future[Agent | None]"], cause: str) -> Agent | None:
+        """Have one more agent come, and write down that the fleet grew, whatever becomes of that agent."""
         async with self._changing:
             before = self.wish.replicas
             check_replicas(self.spec, before + 1)
             try:
-                agent = await self.supervisor.restore(checkpoint)
+                return await ask()
             finally:
                 if self.wish.replicas > before:
-                    self._save_changed_wish(before, "restore")
-        assert agent is not None, "a new one can always be had"
-        return _spawned(await self._wait_ready(agent.id, timeout_seconds))
+                    self._save_changed_wish(before, cause)
 
     async def drain(self, agent_id: str, *, now: bool) -> Agent:
         """Have this very agent leave for good, with a checkpoint of what it keeps; the wish shrinks by it.

@@ -6,14 +6,13 @@ Knows no states of agents. What comes of its work is told from the event loop; w
 
 import asyncio
 import random
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fleetctl.errors import FleetctlError
-from fleetctl.models import Agent, Checkpoint, FleetSpec, Saved, Saving
+from fleetctl.models import Agent, Checkpoint, FleetSpec, Saved, Saving, signal_number
 from fleetctl.ports import CheckpointStore, Clock, LifecycleManager
 
 T = TypeVar("T")
@@ -151,7 +150,7 @@ class Keeping:
         await self._there().prepare(agent)
         told = self._answers[agent.id] = asyncio.Event()
         try:
-            self._lifecycle.signal([agent], int(signal.Signals[f"SIG{name.removeprefix('SIG')}"]))
+            self._lifecycle.signal([agent], signal_number(name))
             async with asyncio.timeout(spec.graceful_drain.checkpoint_timeout_seconds):
                 await told.wait()
         except TimeoutError:

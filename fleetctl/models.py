@@ -460,6 +460,11 @@ def _process_hash(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def signal_number(name: str) -> int:
+    """Of a signal as people write it, with or without SIG. Raises KeyError."""
+    return int(signal.Signals["SIG" + name.removeprefix("SIG")])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSpec:
     """The wish: everything `[fleet]` in `fleet.toml` may say. Durations in seconds, sizes in bytes."""
@@ -521,13 +526,12 @@ class FleetSpec:
 
     @property
     def stop_signal_number(self) -> int:
-        return int(signal.Signals["SIG" + self.stop_signal.removeprefix("SIG")])
+        return signal_number(self.stop_signal)
 
     @property
     def drain_signal_number(self) -> int:
         """What asks an agent to finish."""
-        wanted = self.graceful_drain.drain_signal or self.stop_signal
-        return int(signal.Signals["SIG" + wanted.removeprefix("SIG")])
+        return signal_number(self.graceful_drain.drain_signal or self.stop_signal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -485,14 +485,11 @@ class Supervisor:
         now, spec = self._clock.monotonic(), self.wish.spec
         if agent.state is AgentState.STARTING and agent.start_deadline is not None and agent.started_clock is not None:
             longest = agent.started_clock + spec.readiness.start_timeout_seconds + _MOST_EXTENSION_SECONDS
-            extended = min(now + seconds, longest)
-            return self._put(replace(agent, start_deadline=extended)) if extended > agent.start_deadline else agent
-        if agent.state is AgentState.DRAINING and agent.drain_deadline is not None and agent.draining_since is not None:
-            if self.wish.down_now:
-                return agent
+            return self._put(replace(agent, start_deadline=max(agent.start_deadline, min(now + seconds, longest))))
+        draining = agent.state is AgentState.DRAINING and not self.wish.down_now
+        if draining and agent.drain_deadline is not None and agent.draining_since is not None:
             longest = agent.draining_since + spec.graceful_drain.timeout_seconds + _MOST_EXTENSION_SECONDS
-            extended = min(now + seconds, longest)
-            return self._put(replace(agent, drain_deadline=extended)) if extended > agent.drain_deadline else agent
+            return self._put(replace(agent, drain_deadline=max(agent.drain_deadline, min(now + seconds, longest))))
         return agent
 
     def _rearm_watchdog(self, agent: Agent) -> None:

@@ -22,7 +22,7 @@ from fleetctl.host import logread, procfs, sockets
 from fleetctl.host.notify import NotifySocket
 from fleetctl.host.probes import LocalProber
 from fleetctl.host.process import LocalLifecycleManager, become_subreaper
-from fleetctl.models import Agent, Exit, FleetSpec, Probe, ProcessRef
+from fleetctl.models import Agent, Exit, FleetSpec, Probe, ProcessRef, signal_number
 
 _LOOK_SECONDS = 0.02
 _QUIET_SECONDS, _QUIET_SHARE = 0.5, 0.05
@@ -248,7 +248,7 @@ class _Subject:
         began = time.monotonic()
         for word in (first, *(other for other in _OTHER_SIGNALS if other != first)):
             asked = time.monotonic()
-            self._lifecycle.signal([self._agent], signal.Signals[f"SIG{word}"], signal.SIGCONT)
+            self._lifecycle.signal([self._agent], signal_number(word), signal.SIGCONT)
             await asyncio.wait([self._exit], timeout=self._plan.stop_timeout_seconds)
             if self._exit.done():
                 stop = Stop(signal=word, seconds=time.monotonic() - asked, ignored=tuple(ignored), exit=self._exit.result())
@@ -262,7 +262,7 @@ class _Subject:
         name = "stop while suspended"
         await self._lifecycle.suspend([self._agent])
         asked = time.monotonic()
-        self._lifecycle.signal([self._agent], signal.Signals[f"SIG{word}"], signal.SIGCONT)
+        self._lifecycle.signal([self._agent], signal_number(word), signal.SIGCONT)
         await asyncio.wait([self._exit], timeout=self._plan.stop_timeout_seconds)
         seconds = time.monotonic() - asked
         if not self._exit.done():

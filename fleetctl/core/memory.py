@@ -1,6 +1,6 @@
 """What the scaling rule has to know of the past, as plain values that can be written down: windows and cooldowns outlive the daemon."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -96,21 +96,7 @@ def _count(value: Any) -> int | None:  # Any: JSON values
 
 def not_after(memory: Memory, now: float) -> Memory:
     """The memory with what would lie in the future moved to now, or a cooldown could last as long as the clock was set back."""
-
-    def past(at: float | None) -> float | None:
-        return None if at is None else min(at, now)
-
-    return replace(
-        memory,
-        tick_at=past(memory.tick_at),
-        grown_at=past(memory.grown_at),
-        changed_at=past(memory.changed_at),
-        idle_since=past(memory.idle_since),
-        shrunk_at=past(memory.shrunk_at),
-        wishes=tuple((min(at, now), wish) for at, wish in memory.wishes),
-        moves=tuple((min(at, now), delta) for at, delta in memory.moves),
-        futile=tuple((metric, min(at, now)) for metric, at in memory.futile),
-    )
+    return _with_times(memory, lambda at: min(at, now))
 
 
 def carried_over(memory: Memory, clock: float, at: float, *, now: float, wall: float) -> Memory:
@@ -120,21 +106,22 @@ def carried_over(memory: Memory, clock: float, at: float, *, now: float, wall: f
     """
     away = max(0.0, wall - at)
     shift = now - away - clock
-    return not_after(memory if now - clock >= 0 and abs(shift) < _CLOCKS_AGREE_SECONDS else _shifted(memory, shift), now)
+    agree = now - clock >= 0 and abs(shift) < _CLOCKS_AGREE_SECONDS
+    return not_after(memory if agree else _with_times(memory, lambda at: at + shift), now)
 
 
-def _shifted(memory: Memory, seconds: float) -> Memory:
-    def moved(at: float | None) -> float | None:
-        return None if at is None else at + seconds
+def _with_times(memory: Memory, change: Callable[[float], float]) -> Memory:
+    def maybe(at: float | None) -> float | None:
+        return None if at is None else change(at)
 
     return replace(
         memory,
-        tick_at=moved(memory.tick_at),
-        grown_at=moved(memory.grown_at),
-        changed_at=moved(memory.changed_at),
-        idle_since=moved(memory.idle_since),
-        shrunk_at=moved(memory.shrunk_at),
-        wishes=tuple((at + seconds, wish) for at, wish in memory.wishes),
-        moves=tuple((at + seconds, delta) for at, delta in memory.moves),
-        futile=tuple((metric, at + seconds) for metric, at in memory.futile),
+        tick_at=maybe(memory.tick_at),
+        grown_at=maybe(memory.grown_at),
+        changed_at=maybe(memory.changed_at),
+        idle_since=maybe(memory.idle_since),
+        shrunk_at=maybe(memory.shrunk_at),
+        wishes=tuple((change(at), wish) for at, wish in memory.wishes),
+        moves=tuple((change(at), delta) for at, delta in memory.moves),
+        futile=tuple((metric, change(at)) for metric, at in memory.futile),
     )

@@ -175,7 +175,6 @@ class Control:
             await fleet.close()
         await self.sinks.close()
         self.checkpoints.close()
-        await self.sinks.close()
 
     @property
     def shutting_down(self) -> bool:

@@ -24,7 +24,7 @@ from fleetctl import errors
 from fleetctl.daemon import api
 from fleetctl.daemon.api import Control, Operation, Problem, encode, usage
 from fleetctl.daemon.guard import GuardedConfig, GuardedProtocol, Limits
-from fleetctl.host.paths import SOCKET_PATH_BYTES
+from fleetctl.host.paths import SOCKET_PATH_BYTES, file_identity
 
 __all__ = ["Control", "ControlServer", "Limits"]
 
@@ -47,7 +47,7 @@ class ControlServer:
     async def start(self) -> None:
         """Return once requests are answered. Raises DaemonRunning (another server is alive there), StateDirectoryError."""
         self._socket = bind(self.socket_path, self._limits.backlog)
-        self._file = _identity(self.socket_path)
+        self._file = file_identity(self.socket_path)
         config = GuardedConfig(self._app, self._limits)
         config.load()
         # `Server.serve` would take over the signals and wake up ten times a second; its two halves do neither.
@@ -70,14 +70,14 @@ class ControlServer:
                 trouble = error.message
 
     async def _ensure(self) -> None:
-        if self._server is None or self._file is None or _identity(self.socket_path) == self._file:
+        if self._server is None or self._file is None or file_identity(self.socket_path) == self._file:
             return
         with suppress(OSError):  # its parent is not ours to make: where that is gone, so is the whole state directory
             os.mkdir(os.path.dirname(self.socket_path), 0o700)
         fresh = bind(self.socket_path, self._limits.backlog)
         logger.warning("%s was removed and is made again", self.socket_path)
         before = self._server.servers
-        self._socket, self._file = fresh, _identity(self.socket_path)
+        self._socket, self._file = fresh, file_identity(self.socket_path)
         await self._server.startup(sockets=[fresh])
         fresh.listen(self._limits.backlog)
         for server in before:  # who is connected stays so
@@ -106,7 +106,7 @@ class ControlServer:
         folder = os.path.dirname(self.socket_path) or "."
         # The folder may be gone already, and the socket another server's.
         with suppress(OSError), _locked(folder):
-            if _identity(self.socket_path) == self._file:
+            if file_identity(self.socket_path) == self._file:
                 os.unlink(self.socket_path)
 
 
@@ -173,14 +173,6 @@ def _refuse_if_taken(path: str) -> None:
         except BlockingIOError:
             pass  # alive, with a full queue
     raise errors.DaemonRunning(f"Another daemon listens at {path}")
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 # ---- requests ----

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from fleetctl.errors import FleetctlError
-from fleetctl.host.environment import INHERITED, TOKEN
+from fleetctl.host.environment import TOKEN, is_inherited
 from fleetctl.host.paths import Paths
 from fleetctl.host.state import read_agents, read_wishes
 
@@ -83,7 +83,7 @@ def _of_process(pid: int) -> Iterator[str]:
 
 def _is_own(name: str) -> bool:
     """Whether a variable may hold something of the user's: not what every process has, nor our own, but for the token."""
-    return name == TOKEN or not (name in INHERITED or name.startswith(("LC_", _OURS)) or name in _EVERYWHERE)
+    return name == TOKEN or not (is_inherited(name) or name.startswith(_OURS) or name in _EVERYWHERE)
 
 
 _EVERYWHERE = {

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
-from fleetctl.host import environment, pidfd, procfs
+from fleetctl.host import environment, finding, pidfd, procfs
 from fleetctl.host.process import LocalLifecycleManager
 from fleetctl.models import Agent, Exit, FleetSpec, ProcessRef
 
@@ -92,7 +92,7 @@ def _ref(pid: int) -> ProcessRef:
     found = procfs.stat(pid)
     if found is None:
         raise ProcessLookupError(f"no process {pid}")
-    return ProcessRef(pid=pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
+    return finding.reference(found)
 
 
 def _reap(pid: int) -> None:
@@ -109,7 +109,7 @@ def _reap(pid: int) -> None:
 def _marked(mark: str) -> Iterator[ProcessRef]:
     for stat in procfs.snapshot().values():
         if stat.alive and procfs.environ(stat.pid).get(MARK) == mark:
-            yield ProcessRef(pid=stat.pid, start_ticks=stat.start_ticks, boot_id=procfs.boot_id())
+            yield finding.reference(stat)
 
 
 async def _end_of(process: ProcessRef) -> Exit:

@@ -42,6 +42,16 @@ OWN = (FLEET, AGENT_ID, SLOT, TOKEN, SPEC_HASH, LAUNCH, CLAIM, TRUST, CHECKPOINT
 """What makes an agent an agent, and is to be found in no other process's environment."""
 
 
+def is_inherited(name: str) -> bool:
+    """Whether a variable of ours is one that agents get too."""
+    return name in INHERITED or name.startswith("LC_")
+
+
+def inherited() -> dict[str, str]:
+    """What agents get of our own environment."""
+    return {name: value for name, value in os.environ.items() if is_inherited(name)}
+
+
 def build(
     agent: Agent, spec: FleetSpec, *, state_root: str, state_directory: str, claim_path: str, notify_socket: str | None = None
 ) -> dict[str, str]:
@@ -49,9 +59,8 @@ def build(
 
     Raises SpawnFailed for a secret or an `env_file` that cannot be read.
     """
-    environ = {name: os.environ[name] for name in os.environ if name in INHERITED or name.startswith("LC_")}
     return (
-        environ
+        inherited()
         | secrets(spec)
         | dict(spec.environment)
         | claimed(claim_path)

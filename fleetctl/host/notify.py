@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from fleetctl.errors import StateDirectoryError
+from fleetctl.host.paths import file_identity
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class NotifySocket:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             fresh.bind(temporary)
             os.rename(temporary, self.path)
-            self._file = _identity(self.path)
+            self._file = file_identity(self.path)
         except OSError as error:
             fresh.close()
             with contextlib.suppress(OSError):
@@ -93,11 +94,11 @@ class NotifySocket:
 
     def ensure(self) -> None:
         """Make the socket anew where somebody removed or replaced its file. Raises StateDirectoryError."""
-        if self._file is None or _identity(self.path) != self._file:
+        if self._file is None or file_identity(self.path) != self._file:
             self.open()
 
     def close(self) -> None:
-        if self._file is not None and _identity(self.path) == self._file:
+        if self._file is not None and file_identity(self.path) == self._file:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
         self._file = None
@@ -222,11 +223,3 @@ def _attached(ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[int, list[in
         elif kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     return pid, descriptors.tolist()
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -17,6 +17,15 @@ def choose_state_dir(given: str | None = None) -> str:
     return os.path.realpath(os.path.expanduser(chosen))
 
 
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Which file this is, to tell whether another took its place; None where there is none. A link is not followed."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Paths:
     """The layout of one state directory."""
 

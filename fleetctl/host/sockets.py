@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fleetctl.addresses import Address, parse
 from fleetctl.errors import ConfigError
 from fleetctl.host import pidfd, procfs
-from fleetctl.host.paths import Paths
+from fleetctl.host.paths import Paths, file_identity
 from fleetctl.models import FleetSpec, ProcessRef
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class ListeningSockets:
                 refused = error.strerror or "permission denied"
                 continue
             if found is not None:
-                return Held(_address_of(found), _moved_up(found), _inode(declared.path) if declared.path else None)
+                return Held(_address_of(found), _moved_up(found), file_identity(declared.path) if declared.path else None)
         try:
             return self._bound(fleet, name, wanted)
         except ConfigError as error:
@@ -181,7 +181,7 @@ class ListeningSockets:
             found = self._bind(address)
         except OSError as error:
             raise ConfigError(f"sockets.{name}: {self._why_not(fleet, address, error)}", hint=_hint(address, error)) from error
-        return Held(_address_of(found), _moved_up(found), _inode(address.path) if address.path else None)
+        return Held(_address_of(found), _moved_up(found), file_identity(address.path) if address.path else None)
 
     def _bind(self, address: Address) -> socket.socket:
         family = socket.AF_UNIX if address.path else socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -237,7 +237,7 @@ class ListeningSockets:
 
     def _close(self, held: Held) -> None:
         held.socket.close()
-        if held.inode is not None and _inode(held.address.path) == held.inode:
+        if held.inode is not None and file_identity(held.address.path) == held.inode:
             with contextlib.suppress(OSError):
                 os.unlink(held.address.path)
 
@@ -358,14 +358,6 @@ def _moved_up(sock: socket.socket) -> socket.socket:
     moved = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, _HELD_FROM)
     sock.close()
     return socket.socket(fileno=moved)
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _clear_the_way(path: str) -> None:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fleetctl.errors import DaemonRunning, KeptByProgram, StateDirectoryError
-from fleetctl.host.paths import Paths
+from fleetctl.host.paths import Paths, file_identity
 from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, agent_from_json, agent_to_json, to_json
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class DirectoryLock:
             there, held = os.stat(self._path), os.fstat(self._fd)
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+        return os.path.samestat(there, held)
 
     def release(self) -> None:
         with contextlib.suppress(OSError):
@@ -95,43 +95,34 @@ def _holder(lock: int) -> tuple[int, bool]:
 
 def lock_holder(paths: Paths) -> int | None:
     """Pid of who holds the state directory; 0 where it is held by one that could not write it; None if free."""
-    found = _lock_holder(paths)
-    return None if found is None else found[0]
+    held, pid, _ = _looked_at(paths)
+    return pid if held else None
 
 
 def is_kept_by_program(paths: Paths) -> bool:
     """Whether it is not a daemon that holds the state directory, but a program that embeds its fleet."""
-    found = _lock_holder(paths)
-    return found is not None and found[1]
+    held, _, by_program = _looked_at(paths)
+    return held and by_program
 
 
 def was_kept_by_program(paths: Paths) -> bool:
     """Whether nobody holds the state directory, and who did was a program that embedded its fleet and is gone."""
+    held, pid, by_program = _looked_at(paths)
+    return not held and by_program and pid != 0 and not os.path.exists(f"/proc/{pid}")
+
+
+def _looked_at(paths: Paths) -> tuple[bool, int, bool]:
+    """Whether the lock is held, the pid written in its file, and whether that is a program's."""
     try:
         fd = os.open(paths.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        pid, by_program = _holder(fd)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return by_program and pid != 0 and not os.path.exists(f"/proc/{pid}")
-
-
-def _lock_holder(paths: Paths) -> tuple[int, bool] | None:
-    try:
-        fd = os.open(paths.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None
+        return False, 0, False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _holder(fd)
+        return True, *_holder(fd)
     else:
-        return None
+        return False, *_holder(fd)
     finally:
         os.close(fd)
 
@@ -292,7 +283,7 @@ class LocalStateManager:
                     await self._run(self._write_anew)
 
     def _was_replaced(self) -> bool:
-        return self._file is not None and _identity(self.paths.database) != self._file
+        return self._file is not None and file_identity(self.paths.database) != self._file
 
     def _write_anew(self) -> None:
         if self._was_replaced():  # still: another write may have found it damaged
@@ -340,7 +331,7 @@ class LocalStateManager:
             except BaseException:
                 db.close()
                 raise
-            self._db, self._file = db, _identity(self.paths.database)
+            self._db, self._file = db, file_identity(self.paths.database)
         return self._db
 
     def _open(self) -> list[Agent]:
@@ -407,14 +398,6 @@ class LocalStateManager:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.paths.database + suffix, aside + suffix)
         return aside
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _replace_file(path: str, text: str) -> None:
