@@ -15,6 +15,7 @@ import pytest
 from fleetctl import config
 from fleetctl.cli.app import HIDDEN, MODULES
 from fleetctl.config.load import ENVIRONMENT_SETTINGS
+from fleetctl.config.settings import sections
 from fleetctl.host import environment
 from fleetctl.models import Agent, FleetSpec
 from tests.docs.tables import README, with_tables
@@ -115,9 +116,12 @@ def test_the_tables_are_what_the_code_says() -> None:
     assert with_tables(TEXT) == TEXT, "run python -m tests.docs.tables"
 
 
-def test_every_command_is_in_the_tour() -> None:
-    tour = TEXT.partition("## Commands")[2].partition("## Settings")[0]
-    named = set(re.findall(r"`([a-z]+)", tour))
+def section(heading: str) -> str:
+    return TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_every_command_is_in_the_list() -> None:
+    named = set(re.findall(r"`([a-z]+)", section("Commands")))
     assert set(MODULES) - HIDDEN <= named
 
 
@@ -126,13 +130,14 @@ def test_every_command_that_is_named_exists() -> None:
 
 
 def test_every_variable_that_sets_something_is_named() -> None:
-    assert all(f"`FLEETCTL_{key.upper()}`" in TEXT for key in ENVIRONMENT_SETTINGS)
+    assert all(f"`FLEETCTL_{key.upper()}`" in section("Environment variables") for key in ENVIRONMENT_SETTINGS)
 
 
 def test_every_variable_that_an_agent_gets_is_named() -> None:
     agent = Agent(id="web-00000", fleet="web", slot=0, created_at=0.0, token="t")
     given = environment.build(agent, FleetSpec(name="web", command=("true",)), state_root="/s", state_directory="/d", claim_path="/c")
-    assert all(f"`{name}`" in TEXT for name in given if name.startswith("FLEETCTL_") or name == "STATE_DIRECTORY")
+    listed = section("Environment variables")
+    assert all(f"`{name}`" in listed for name in given if name.startswith("FLEETCTL_") or name == "STATE_DIRECTORY")
 
 
 @pytest.mark.parametrize("folder", ["hello", "http-service", "queue-worker", "kubernetes", "mcp-pool", "stateful"])
@@ -146,6 +151,22 @@ def test_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert "://" not in link
             assert (document.parent / link).exists(), f"{document}: {link}"
+
+
+def test_links_inside_lead_to_a_heading() -> None:
+    headings = re.findall(r"^##+ (.*)$", TEXT, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", TEXT))
+    assert links <= anchors, links - anchors
+    assert len(links) > 10
+
+
+def test_settings_that_stand_for_other_tools_words_exist() -> None:
+    """Left of the table is what is ours: commands, settings and files."""
+    known = {info.key for info in config.settings()} | set(sections()) | {"fleet.toml"}
+    words = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\|([^|]*)\|", section("If you come from"), re.MULTILINE)))
+    assert {word for word in words if not word.startswith("fleetctl ")} <= known
+    assert len(words) > 15
 
 
 def test_fleet_toml_of_the_readme_is_valid(tmp_path: Path) -> None:
