@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fleetctl.autoscaler import Autoscaler, decision_of, is_recommending
-from fleetctl.core import warmpool
+from fleetctl.core import stuck, warmpool
 from fleetctl.core.contract import Message, Report, merge
 from fleetctl.core.limits import exceeded
 from fleetctl.core.orders import Mode, Wish
@@ -74,6 +74,7 @@ class Fleet:
         self._grown: list[ScalingDecision] = []  # by one more or one less, and not on disk yet
         self._saver: asyncio.Task[None] | None = None
         self._reports: dict[str, Report] = {}
+        self._watch = stuck.Watch()
         self._probing: Probing | None = None
         self.supervisor = Supervisor(
             wish,
@@ -181,6 +182,7 @@ class Fleet:
     def observe(self, usage: Mapping[str, Usage], host: HostUsage | None = None) -> None:
         """Take in one measurement of the agents, by their ids; the autoscaler decides by it, where it is on."""
         self._watch_limits(usage)
+        self._watch_progress()
         if self._polling is not None:
             self._polling.update(self.spec)
         if self.spec.autoscaling.enabled:
@@ -196,6 +198,17 @@ class Fleet:
             used = usage.get(agent.id)
             if used is not None and agent.process is not None and (reason := exceeded(self.spec.resource_limits, used, watched)):
                 self.supervisor.exceeded(agent.id, agent.process, reason)
+
+    def _watch_progress(self) -> None:
+        """Have those replaced that hang on their work."""
+        after = self.spec.stuck_after_seconds
+        if after is None:
+            return
+        now, wall = self._clock.monotonic(), self._clock.time()
+        self._watch, found = stuck.look(self._watch, self.agents, self.reports, after, now=now, wall=wall)
+        for agent in self.agents:
+            if agent.id in found and agent.process is not None:
+                self.supervisor.hangs(agent.id, agent.process, found[agent.id])
 
     async def start_autoscaling(self, mode: AutoscalingMode = AutoscalingMode.ACT) -> None:
         """From now on let the load decide how many agents there are, or only tell what it would decide."""

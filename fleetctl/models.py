@@ -501,6 +501,12 @@ class FleetSpec:
     watchdog_seconds: Annotated[
         float | None, Setting(doc="An agent that does not say WATCHDOG=1 for this long has failed", ge=0.1, le=86400)
     ] = None
+    stuck_after_seconds: Annotated[
+        float | None,
+        Setting(
+            doc="An agent that reports work and no progress (PROGRESS, ACTIVE, TOKENS, COST) for this long is replaced", ge=1, le=604800
+        ),
+    ] = None
     restart: RestartSpec = RestartSpec()
     readiness: ReadinessSpec = ReadinessSpec()
     liveness: LivenessSpec = LivenessSpec()

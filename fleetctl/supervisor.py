@@ -37,6 +37,7 @@ _LEFTOVER_SECONDS = 5.0
 _NAMED_SURVIVORS = 5
 _MOST_EXTENSION_SECONDS = 3600.0
 _NOT_READY_YET_SECONDS = 2.0
+_HUNG_SECONDS = 5.0  # for one that does not answer: enough to act on the signal, if it does that at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,11 @@ class Supervisor:
 
     def exceeded(self, agent_id: str, process: ProcessRef, reason: str) -> None:
         """This very process uses more than it may, and nothing but stopping it holds it back."""
-        self._post(lambda: self._end_greedy(agent_id, process, reason))
+        self._post(lambda: self._end_failing(agent_id, process, reason))
+
+    def hangs(self, agent_id: str, process: ProcessRef, reason: str) -> None:
+        """This very process gets no further with its work."""
+        self._post(lambda: self._end_failing(agent_id, process, reason, hangs=True))
 
     async def run(self) -> None:
         """Until cancelled. Cancelling touches no agent."""
@@ -506,19 +511,25 @@ class Supervisor:
                 del self._watchdogs[agent_id]
             elif deadline <= now and agent_id not in self._suspending:
                 del self._watchdogs[agent_id]
-                self._fail(agent, f"no WATCHDOG=1 for {seconds:g} s")
+                self._fail(agent, f"no WATCHDOG=1 for {seconds:g} s", hangs=True)
 
-    def _end_greedy(self, agent_id: str, process: ProcessRef, reason: str) -> None:
+    def _end_failing(self, agent_id: str, process: ProcessRef, reason: str, *, hangs: bool = False) -> None:
         agent = self._agents.get(agent_id)
         if agent is not None and agent.process == process:
-            self._fail(agent, reason)
+            self._fail(agent, reason, hangs=hangs)
 
-    def _fail(self, agent: Agent, reason: str) -> None:
-        """Stop an agent that lives but does not work; when it is gone, that is judged like an exit that failed."""
+    def _fail(self, agent: Agent, reason: str, *, hangs: bool = False) -> None:
+        """Stop an agent that lives but does not work; when it is gone, that is judged like an exit that failed.
+
+        One that `hangs` has little time for it, though it may ask for more: it will hardly finish what it did not get on with.
+        """
         if agent.state not in (AgentState.STARTING, AgentState.RUNNING) or agent.process is None or agent.leader_exit:
             return
         self._tell("agent.failing", f"{agent.id} does not work and is stopped: {reason}", agent)
-        self._put(replace(self._stopping(agent, reason), failing=reason))
+        stopping = replace(self._stopping(agent, reason), failing=reason)
+        if hangs and stopping.drain_deadline is not None:
+            stopping = replace(stopping, drain_deadline=min(stopping.drain_deadline, self._clock.monotonic() + _HUNG_SECONDS))
+        self._put(stopping)
 
     def _suspend(self, agents: Sequence[Agent]) -> None:
         """Takes its time, so it happens beside the loop; what comes of it is an event like every other."""
@@ -826,9 +837,10 @@ class Supervisor:
                 self._tell_failure(agent, verdict.note)
 
     def _judged(self, agent: Agent, exit: Exit, uptime: float, now: float) -> restarts.Verdict:
+        spec = self.wish.spec.restart
         if agent.blocked and agent.blocked_until is not None and (left := agent.blocked_until - self._clock.time()) > 0:
-            return restarts.while_blocked(agent.failures, exit, agent.blocked, left)
-        spec, jitter = self.wish.spec.restart, self._random.random()
+            return restarts.while_blocked(spec, agent.failures, exit, agent.blocked, left)
+        jitter = self._random.random()
         return restarts.after_exit(spec, agent.failures, exit, uptime_seconds=uptime, now=now, jitter=jitter)
 
     def _apply(self, agent: Agent, verdict: restarts.Verdict, now: float) -> None:
@@ -884,7 +896,8 @@ class Supervisor:
         """Who is to be killed for it: the agent, or nobody where it may take all the time it wants."""
         again = self._clock.monotonic() + _KILL_AGAIN_SECONDS
         hurried = self.wish.down_now or agent.id in self._hurried
-        waits = self.wish.spec.graceful_drain.on_timeout is OnTimeout.WAIT and agent.stop_sent and not hurried
+        # One that was stopped because it does not work is not trusted to end.
+        waits = self.wish.spec.graceful_drain.on_timeout is OnTimeout.WAIT and agent.stop_sent and not hurried and not agent.failing
         if hurried or (agent.id in self._ending and not waits):
             return [self._put(replace(agent, drain_deadline=again))]
         note = f"{DrainTimeout.code} {DrainTimeout().message}; it {'goes on until it ends by itself' if waits else 'is killed'}"

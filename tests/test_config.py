@@ -778,6 +778,7 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
         tools=("search", "edit"),
         resource_limits=spec.resource_limits,
         watchdog_seconds=spec.watchdog_seconds,
+        stuck_after_seconds=spec.stuck_after_seconds,
         autoscaling=spec.autoscaling,
         kubernetes=spec.kubernetes,
         port_base=8000,

@@ -11,6 +11,7 @@ from fleetctl.models import (
     FleetSpec,
     GracefulDrainSpec,
     LivenessSpec,
+    OnTimeout,
     ProbeOutcome,
     ReadinessSpec,
     Replace,
@@ -258,6 +259,46 @@ async def test_a_blocked_agent_that_ends_is_started_when_the_block_is_over_and_h
     assert world.states == [S.BACKOFF]
     await world.after(2.0)
     assert world.states == [S.RUNNING]
+
+
+@story(ONE)
+async def test_one_that_blocks_and_ends_again_and_again_waits_each_time_and_is_no_crash_loop(world: World) -> None:
+    for _ in range(3 * ONE.restart.crash_loop_failures):
+        await world.ready()
+        agent = await say(world, blocked="rate limit", blocked_until=world.clock.time() + 2.0)
+        world.crash(agent)
+        await settled()
+        assert world.states == [S.BACKOFF]
+        await world.kill_9()
+        world.boot()
+        await world.after(1.0)
+        assert world.states == [S.BACKOFF]
+        await world.after(1.1)
+    assert "agent.failed" not in world.told
+
+
+@story(replace(WATCHED, graceful_drain=GracefulDrainSpec(timeout_seconds=600.0)))
+async def test_a_silent_agent_that_does_not_act_on_the_signal_is_soon_killed(world: World) -> None:
+    await world.ready()
+    leader = world.machine.leader(world.agents[0].id)
+    leader.ignores_stop = True
+    await world.after(WATCHDOG)
+    assert leader.signals == [TERM, CONT]
+    await world.after(5.0)
+    assert leader.signals == [TERM, CONT, KILL]
+
+
+@story(replace(WATCHED, graceful_drain=GracefulDrainSpec(timeout_seconds=600.0, on_timeout=OnTimeout.WAIT)))
+async def test_a_hung_agent_that_asks_for_time_gets_it_but_not_for_ever(world: World) -> None:
+    await world.ready()
+    leader = world.machine.leader(world.agents[0].id)
+    leader.ignores_stop = True
+    await world.after(WATCHDOG)
+    await say(world, extend_timeout_seconds=100.0)
+    await world.after(99.0)
+    assert leader.alive
+    await world.after(2.0)
+    assert leader.signals == [TERM, CONT, KILL]
 
 
 @story(ONE)

@@ -51,6 +51,7 @@ _EXAMPLES = {
     "port_base": 8000,
     "sockets": {"http": "127.0.0.1:8080"},
     "watchdog_seconds": 30.0,
+    "stuck_after_seconds": 600.0,
     "autoscaling.schedules": [],
     "autoscaling.metrics": {"backlog": {"file": "backlog.txt", "target": 10}},
     "resource_limits.cpu_limit": 1.0,

@@ -62,7 +62,7 @@ class Message:
 class Report:
     """The picture that one process of an agent gave of itself so far; None: never said. Kept in memory only.
 
-    `progress_at`: when the counter last changed, `heard_at`: when anything was heard; seconds of the boot's clock.
+    `moved_at`: when it last showed that it gets on with its work, `heard_at`: when anything was heard; seconds of the boot's clock.
     """
 
     process: ProcessRef | None = None
@@ -73,7 +73,7 @@ class Report:
     slots: int | None = None
     idle: bool = False
     progress: int | None = None
-    progress_at: float | None = None
+    moved_at: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[int, int] | None = None
     cost: float | None = None
@@ -129,8 +129,8 @@ def merge(report: Report, message: Message, now: float) -> Report:
     known = {name: new for name in _KEPT if (new := getattr(message, name)) is not None}
     if message.idle is None and message.active:
         known["idle"] = False
-    if message.progress is not None and message.progress != report.progress:
-        known["progress_at"] = now
+    if any(new != getattr(report, name) for name in _SHOW_PROGRESS if (new := known.get(name)) is not None):
+        known["moved_at"] = now
     if message.metrics:
         metrics = {**report.metrics, **message.metrics}
         known["metrics"] = dict(list(metrics.items())[:_MOST_METRICS])
@@ -138,6 +138,8 @@ def merge(report: Report, message: Message, now: float) -> Report:
 
 
 _KEPT = ("status", "pending", "active", "slots", "idle", "progress", "tokens", "cost")
+# What changes only where work is taken, done or paid for; a queue also grows while its reader hangs, and a heartbeat goes on.
+_SHOW_PROGRESS = ("progress", "active", "tokens", "cost")
 
 
 def _flag(value: str) -> bool:

@@ -62,8 +62,14 @@ def after_exit(
     return Verdict(state=AgentState.BACKOFF, retry_after_seconds=delay, failures=failures, note=note)
 
 
-def while_blocked(failures: tuple[float, ...], exit: Exit, blocked: str, seconds_left: float) -> Verdict:
-    """An agent that ended while it could not work anyway: no failure, and of no use before the block is over."""
+def while_blocked(spec: RestartSpec, failures: tuple[float, ...], exit: Exit, blocked: str, seconds_left: float) -> Verdict:
+    """An agent that ended while it could not work anyway: no failure, and of no use before the block is over.
+
+    One that would not be started again after this exit is not started then either.
+    """
+    alone = after_exit(spec, (), exit, uptime_seconds=0.0, now=0.0, jitter=0.0)
+    if alone.retry_after_seconds is None:
+        return alone
     wait = min(seconds_left, _LONGEST_BLOCK_SECONDS)
     return Verdict(state=AgentState.BACKOFF, retry_after_seconds=wait, failures=failures, note=f"{exit}; blocked: {blocked}")
 

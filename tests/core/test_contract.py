@@ -162,7 +162,9 @@ def test_a_report_keeps_what_a_message_does_not_say() -> None:
         [f"{X}ACTIVE=1\n{X}SLOTS=2", f"STATUS=busy\n{X}PENDING=3", f"{X}METRIC=a=1", f"{X}METRIC=b=2\n{X}METRIC=a=3"]
     ):
         report = merge(report, read(text), float(now))
-    assert report == Report(process=process, heard_at=3.0, status="busy", pending=3, active=1, slots=2, metrics={"a": 3.0, "b": 2.0})
+    assert report == Report(
+        process=process, heard_at=3.0, moved_at=0.0, status="busy", pending=3, active=1, slots=2, metrics={"a": 3.0, "b": 2.0}
+    )
     assert report.occupancy == 0.5
 
 
@@ -176,8 +178,8 @@ def test_occupancy_needs_both_numbers(active: int | None, slots: int | None, occ
 def test_progress_is_dated_by_its_last_change() -> None:
     report = merge(Report(), read(f"{X}PROGRESS=5"), 10.0)
     same = merge(report, read(f"{X}PROGRESS=5\nSTATUS=still"), 20.0)
-    assert (same.progress, same.progress_at, same.heard_at) == (5, 10.0, 20.0)
-    assert merge(same, read(f"{X}PROGRESS=1"), 30.0).progress_at == 30.0  # a counter that starts anew has moved
+    assert (same.progress, same.moved_at, same.heard_at) == (5, 10.0, 20.0)
+    assert merge(same, read(f"{X}PROGRESS=1"), 30.0).moved_at == 30.0  # a counter that starts anew has moved
 
 
 def test_whoever_takes_up_work_is_idle_no_more() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetctl.core.restarts import after_exit, backoff
+from fleetctl.core.restarts import after_exit, backoff, while_blocked
 from fleetctl.models import AgentState, Exit, RestartPolicy, RestartSpec
 
 S, P = AgentState, RestartPolicy
@@ -119,3 +119,26 @@ def test_what_is_remembered_is_bounded_but_enough_for_a_crash_loop() -> None:
     assert len(few.failures) == 64
     many = after_exit(RestartSpec(crash_loop_failures=200), failures, ONE, uptime_seconds=0.1, now=100_000.0, jitter=1.0)
     assert len(many.failures) == 200
+
+
+@pytest.mark.parametrize(
+    ("policy", "exit", "state", "retry"),
+    [
+        (P.ALWAYS, ZERO, S.BACKOFF, 300.0),
+        (P.ALWAYS, ONE, S.BACKOFF, 300.0),
+        (P.ALWAYS, AGAIN, S.BACKOFF, 300.0),
+        (P.ALWAYS, MISCONFIGURED, S.FAILED, None),
+        (P.ON_FAILURE, ONE, S.BACKOFF, 300.0),
+        (P.ON_FAILURE, ZERO, S.TERMINATED, None),
+        (P.NEVER, ZERO, S.TERMINATED, None),
+        (P.NEVER, ONE, S.FAILED, None),
+    ],
+)
+def test_who_ends_while_blocked_is_started_when_that_is_over_if_it_is_started_at_all(
+    policy: RestartPolicy, exit: Exit, state: AgentState, retry: float | None
+) -> None:
+    failures = tuple(float(at) for at in range(5))  # the next would be a crash loop
+    verdict = while_blocked(RestartSpec(policy=policy), failures, exit, "rate limit", 300.0)
+    assert (verdict.state, verdict.retry_after_seconds) == (state, retry)
+    if retry:
+        assert verdict.failures == failures
