@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import DryRun, Json
+from fleetctl.cli.options import DryRun, Json, Place, on_any_engine
 from fleetctl.cli.terminal import emit, emit_json, emit_lines, say, width
 from fleetctl.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fleetctl.config import Loaded
 
 config = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, invoke_without_command=True)
@@ -137,6 +139,27 @@ def _source(sources: "dict[str, str] | object", key: str) -> str:
 
 
 @config.command()
+@on_any_engine
+def diff(file: File = None, option: FileOption = None, json: Json = False, *, place: Place) -> None:
+    """Show what `up` would change: settings live, or by rollout, with new processes. Values of environment variables are hidden.
+
+    \b
+    Examples:
+      fleetctl config diff
+      fleetctl config diff deploy/fleet.toml --json
+    """
+    from fleetctl.cli.outcome import Outcome
+    from fleetctl.cli.up import apply_all, tell_others
+
+    _, loaded = _load(_given(file, option), place.settings())
+    with place.open_for([one.spec for one in loaded]) as engine:
+        outcome = Outcome(json=json, dry_run=True)
+        apply_all(engine, outcome, loaded, dry_run=True)
+        tell_others(engine, [one.spec.name for one in loaded])
+        outcome.finish()
+
+
+@config.command()
 def schema() -> None:
     """Print the JSON Schema of fleet.toml, for editors.
 
@@ -157,11 +180,11 @@ def _given(file: str | None, option: str | None) -> str | None:
     return option if file is None else file
 
 
-def _load(file: str | None) -> "tuple[Path, list[Loaded]]":
+def _load(file: str | None, overrides: "Mapping[str, object] | None" = None) -> "tuple[Path, list[Loaded]]":
     from fleetctl.config import find_file, load_file
 
     path = find_file(file, Path.cwd())
     if path is None:
         raise ConfigError("there is no fleet.toml here", hint="`fleetctl config init` writes one")
     here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path, load_file(path)
+    return path.relative_to(here) if path.is_relative_to(here) else path, load_file(path, overrides)

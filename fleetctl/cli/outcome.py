@@ -42,7 +42,10 @@ class Outcome:
         for note in made.get("notes", ()):
             say(harmless(f"note: {fleet}: {note}"))
         if self.dry_run:
-            emit("".join(f"{harmless(line)}\n" for line in _plan(made["message"], made["actions"])))
+            from fleetctl.cli.render import difference_lines
+
+            lines = [*_plan(made["message"], made["actions"]), *difference_lines(made.get("differences", ()))]
+            emit("".join(f"{harmless(line)}\n" for line in lines))
         else:
             say(harmless(made["message"]))
 

@@ -529,6 +529,13 @@ def toml_value(value: object) -> str:
     return "-" if value is None else dumps(value, ensure_ascii=False)
 
 
+def difference_lines(found: Sequence[Object]) -> list[str]:
+    """Settings that change, one a line: + added, ~ changed, - removed, and what it takes."""
+    marks, takes = {"added": "+", "changed": "~", "removed": "-"}, {"live": "live", "rollout": "by rollout"}
+    values = [f"{toml_value(one['old'])} -> {toml_value(one['new'])}" for one in found]
+    return [f"  {marks[one['change']]} {one['key']}: {text} ({takes[one['how']]})" for one, text in zip(found, values, strict=True)]
+
+
 def spec_lines(fleet: Object, width: int | None, hidden: Collection[str] = ()) -> list[Line]:
     """A fleet's agents, then its settings but the hidden ones."""
     flat = [(key, toml_value(value)) for key, value in flatten(fleet["spec"]) if key not in hidden]

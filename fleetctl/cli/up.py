@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -81,7 +81,7 @@ def up(
         outcome = Outcome(json=json, dry_run=dry_run)
         try:
             old = {} if dry_run or no_wait else {one.spec.name: engine.outdated(one.spec) for one in loaded}
-            _apply(engine, outcome, loaded, dry_run=dry_run)
+            apply_all(engine, outcome, loaded, dry_run=dry_run)
             words = ""
             if outcome.changes and not dry_run and not no_wait:
                 from fleetctl.cli.waiting import wait_until_settled
@@ -95,7 +95,7 @@ def up(
             if place.engine == "kubernetes":
                 say("with `--engine kubernetes` each, unless FLEETCTL_ENGINE or fleet.toml says it")
         if in_file and outcome.changes:
-            _tell_others(engine, in_file)
+            tell_others(engine, in_file)
         outcome.finish()
 
 
@@ -173,7 +173,7 @@ def _check_runnable(loaded: "Sequence[Loaded]", hint: str, *, of_file: bool) -> 
         raise ConfigError(problems[0].message, hint=problems[0].hint + hint) from problems[0]
 
 
-def _tell_others(engine: "Engine", in_file: Sequence[str]) -> None:
+def tell_others(engine: "Engine", in_file: Sequence[str]) -> None:
     """Name the fleets that run and are not in the file: nothing ends them because of that."""
     try:
         others = [name for name in engine.fleet_names() if name not in in_file]
@@ -183,11 +183,12 @@ def _tell_others(engine: "Engine", in_file: Sequence[str]) -> None:
         say(f"also running: {', '.join(others)}; `fleetctl down {' '.join(others)}` ends {'it' if len(others) == 1 else 'them'}")
 
 
-def _apply(engine: "Engine", outcome: Outcome, loaded: "Sequence[Loaded]", *, dry_run: bool) -> None:
-    """Hand the specs to the daemon; a dry run without one tells what the specs alone tell."""
+def apply_all(engine: "Engine", outcome: Outcome, loaded: "Sequence[Loaded]", *, dry_run: bool) -> None:
+    """Hand the specs to the daemon; a dry run without one tells what the specs and the stored ones tell."""
     if dry_run and isinstance(engine, LocalEngine) and not engine.alive():
+        stored = engine.stored_specs()
         for one in loaded:
-            outcome.attempt(one.spec.name, lambda: _planned(one))  # noqa: B023 - called at once
+            outcome.attempt(one.spec.name, lambda: _planned(one, stored.get(one.spec.name)))  # noqa: B023 - called at once
         return
     if not dry_run and (started := engine.prepare()):
         say(started)
@@ -196,20 +197,32 @@ def _apply(engine: "Engine", outcome: Outcome, loaded: "Sequence[Loaded]", *, dr
         outcome.attempt(one.spec.name, lambda: engine.apply(one.spec, replicas_given=given, dry_run=dry_run))  # noqa: B023 - called at once
 
 
-def _planned(one: "Loaded") -> "Change":
+def _planned(one: "Loaded", stored: "Mapping[str, Any] | None") -> "Change":
+    """`stored`: the fleet as the daemon that is started would find it."""
+    from dataclasses import replace
+
     from fleetctl.cli.render import command_line, count
+    from fleetctl.config import differences, spec_from_json
+    from fleetctl.models import to_json
 
     spec = one.spec
-    return {
+    change: Change = {
         "schema": "fleetctl/change/v1",
         "fleet": spec.name,
         "changed": True,
-        "created": True,
+        "created": stored is None,
         "dry_run": True,
         "desired_replicas": spec.replicas,
         "actions": ["start the daemon", f"start {spec.replicas} x {command_line(spec.command)}"],
         "message": f"{spec.name}: would be created with {count(spec.replicas, 'agent')}",
     }
+    if stored is None:
+        return change
+    known = spec_from_json(stored)
+    wanted = spec if one.sources.get("replicas") != "default" else replace(spec, replicas=known.replicas)
+    change["differences"] = [to_json(found) for found in differences(known, wanted)]
+    change["message"] = f"{spec.name}: would be brought back" + (" and changed" if change["differences"] else "")
+    return {**change, "desired_replicas": wanted.replicas, "actions": ["start the daemon"]}
 
 
 def _show(outcome: Outcome) -> None:

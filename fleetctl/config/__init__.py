@@ -5,18 +5,22 @@
     checks       whether given settings make a fleet
     load         joins them: a file, a command line, a client's JSON -> spec and sources
     runnable     whether the command can be started on this machine
+    differences  what differs between two specs, and what that takes
 
 pydantic is imported at the first check, not here.
 """
 
+from fleetctl.config.differences import Difference, differences
 from fleetctl.config.load import Loaded, find_file, load_command, load_demo, load_file, load_library, spec_from_json, spec_to_json
 from fleetctl.config.runnable import check_runnable
 from fleetctl.config.settings import SettingInfo, schema, settings, starter
 
 __all__ = [
+    "Difference",
     "Loaded",
     "SettingInfo",
     "check_runnable",
+    "differences",
     "find_file",
     "load_command",
     "load_demo",

@@ -740,6 +740,8 @@ def schema_of(hint: Any, found: dict[str, Schema]) -> Schema:
     plain = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null", dict: "object"}
     if hint in plain:
         return {"type": plain[hint]}
+    if hint is Any:
+        return {}
     if is_typeddict(hint):
         if hint.__name__ not in found:
             found[hint.__name__] = {}  # holds the place while its parts are described

@@ -337,6 +337,7 @@ class Control:
         self.lifecycle.check(wanted)
         check_probes(wanted)
         actions = self._planned(known, wanted)
+        differences = config.differences(known.spec, wanted) if known is not None else []
         failed = [agent.id for agent in known.agents if agent.state is AgentState.FAILED and not agent.leaving] if known else []
         if failed:
             actions.append(f"try {counted(len(failed), 'failed agent')} again")
@@ -344,7 +345,8 @@ class Control:
             self.lifecycle.sockets.check(wanted)
         if dry_run or not actions:
             message = f"{name} would change: {'; '.join(actions)}" if actions else f"{name} is up to date"
-            return change_view(name, wanted.replicas, actions, message + warning, created=known is None, dry_run=dry_run)
+            message += warning
+            return change_view(name, wanted.replicas, actions, message, created=known is None, dry_run=dry_run, differences=differences)
         with self.lifecycle.sockets.changing(wanted, self._processes(name)):
             self._lift_hold()
             if known is None:
@@ -358,7 +360,8 @@ class Control:
                 if failed:
                     known.restart(failed, all_at_once=False)
                     await known.supervisor.wait_saved()
-        return change_view(name, wanted.replicas, actions, f"{name}: {'; '.join(actions)}{warning}", created=known is None)
+        message = f"{name}: {'; '.join(actions)}{warning}"
+        return change_view(name, wanted.replicas, actions, message, created=known is None, differences=differences)
 
     def _processes(self, name: str) -> list[ProcessRef]:
         """Of the fleet's agents, also of those that nothing but their processes tells of."""

@@ -1,10 +1,11 @@
 """Fleets, agents and changes as the JSON values that the control socket tells; docs of the fields are in `wire`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isnan
 from typing import Any
 
+from fleetctl.config import Difference
 from fleetctl.core.contract import Report
 from fleetctl.fleet import Fleet
 from fleetctl.health import metrics_of, problems_of
@@ -12,7 +13,7 @@ from fleetctl.host import metrics
 from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
 from fleetctl.host.sockets import ListeningSockets
-from fleetctl.models import Agent, AgentState, FleetSpec, Replace, Usage
+from fleetctl.models import Agent, AgentState, FleetSpec, Replace, Usage, to_json
 
 Json = dict[str, Any]  # Any: JSON values
 
@@ -204,6 +205,7 @@ def change_view(
     created: bool = False,
     dry_run: bool = False,
     changed: bool | None = None,
+    differences: Sequence[Difference] = (),
 ) -> Json:
     return {
         "schema": "fleetctl/change/v1",
@@ -214,6 +216,7 @@ def change_view(
         "desired_replicas": replicas,
         "actions": actions,
         "message": message,
+        "differences": [to_json(one) for one in differences],
     }
 
 

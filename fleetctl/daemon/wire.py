@@ -202,6 +202,16 @@ class AgentDetail(AgentStatus):
     dropped_by_reason: dict[str, int]
 
 
+class Difference(TypedDict):
+    """A setting. `change`: added, changed or removed; `how`: live, or rollout: by new processes. Values of variables are `***`."""
+
+    key: str
+    change: str
+    how: str
+    old: Any  # Any: JSON values, null where it is not set
+    new: Any
+
+
 class Change(TypedDict):
     """What a command changed, or would change with `dry_run`. `notes`: what of the spec the engine does differently, or not at all."""
 
@@ -214,6 +224,7 @@ class Change(TypedDict):
     actions: list[str]
     message: str
     notes: NotRequired[list[str]]
+    differences: NotRequired[list[Difference]]
 
 
 class Acquired(TypedDict):

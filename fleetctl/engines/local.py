@@ -253,6 +253,12 @@ class LocalEngine:
             "fleets": [_offline_fleet(name, wishes.get(name), found) for name, found in sorted(agents.items())],
         }
 
+    def stored_specs(self) -> "dict[str, Mapping[str, Any]]":
+        """The specs of the fleets that are wished for, by name, as they are stored."""
+        from fleetctl.host import state
+
+        return {str(wish["name"]): wish["spec"] for wish in state.read_wishes(self.paths) if not wish["down"]}
+
     def offline_history(self, fleet: str | None, limit: int) -> "list[HistoryEntry]":
         """The last decisions from the database, oldest first, while no daemon runs."""
         from fleetctl.host import state

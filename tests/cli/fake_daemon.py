@@ -102,6 +102,7 @@ class FakeDaemon:
         self.failing = False  # new agents fail instead of becoming ready
         self.refusing: set[str] = set()  # fleets that cannot be changed
         self.saving: Callable[[str], Json | None] = lambda agent_id: None  # takes the checkpoint of an agent
+        self.differences: list[Json] = []  # between what is and what `up` asks for
         self.changed = threading.Condition()
 
     def answer(self, method: str, path: str, query: Json, body: Json) -> Json:
@@ -136,6 +137,8 @@ class FakeDaemon:
             case "GET", ["events"]:
                 chosen = [event for event in self.events if query.get("fleet") in (None, event["fleet"])]
                 return {"schema": "fleetctl/events/v1", "events": chosen[-int(query["limit"]) :]}
+            case "PUT", ["fleets", name]:
+                return {**self._change(name, self._fleet(name)["desired_replicas"], body), "differences": self.differences}
             case "POST", ["fleets", name, "scale"]:
                 fleet = self._fleet(name)
                 wanted = body["replicas"] if "replicas" in body else fleet["desired_replicas"] + body["delta"]

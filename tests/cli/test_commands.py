@@ -70,6 +70,7 @@ def test_all_commands_of_this_issue_are_there() -> None:
         "sinks test",
         "config init",
         "config check",
+        "config diff",
         "config show",
         "config schema",
     ]
@@ -541,6 +542,22 @@ def test_dry_run_of_up_starts_no_daemon(state_dir: Path, fleetctl: Fleetctl) -> 
     assert result.out.startswith("demo: would be created with 3 agents\n  start the daemon\n  start 3 x ")
     assert "would be created with 1 agent\n" in fleetctl("up", "-n", "1", "--dry-run").out
     assert not state_dir.exists()
+
+
+def test_config_diff_names_what_changes_and_how_without_secrets(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    a_file("web")
+    daemon.fleets |= {"web": a_fleet(), "old": a_fleet("old")}
+    daemon.differences = [
+        {"key": "environment.KEY", "change": "changed", "how": "rollout", "old": "***", "new": "***"},
+        {"key": "port_base", "change": "removed", "how": "rollout", "old": 8000, "new": None},
+        {"key": "replicas", "change": "changed", "how": "live", "old": 2, "new": 3},
+    ]
+    result = fleetctl("config", "diff")
+    assert result.out.endswith(
+        '\n  ~ environment.KEY: "***" -> "***" (by rollout)\n  - port_base: 8000 -> - (by rollout)\n  ~ replicas: 2 -> 3 (live)\n'
+    )
+    assert "also running: old;" in result.err
+    assert json.loads(fleetctl("config", "diff", "--json").out)["changes"][0]["differences"] == daemon.differences
 
 
 @pytest.mark.parametrize(("ready", "status"), [(2, 0), (1, 3)])
