@@ -548,6 +548,9 @@ class ProcessRef:
     start_ticks: int
     boot_id: str
 
+    def __hash__(self) -> int:  # of the three it is the pid that differs; the stop of an agent asks for this twenty times
+        return self.pid
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:

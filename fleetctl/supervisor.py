@@ -526,7 +526,7 @@ class Supervisor:
         if agent.state not in (AgentState.STARTING, AgentState.RUNNING) or agent.process is None or agent.leader_exit:
             return
         self._tell("agent.failing", f"{agent.id} does not work and is stopped: {reason}", agent)
-        stopping = replace(self._stopping(agent, reason), failing=reason)
+        stopping = replace(self._stopping(agent, reason, leaving=agent.leaving, replaced=agent.replace), failing=reason)
         if hangs and stopping.drain_deadline is not None:
             stopping = replace(stopping, drain_deadline=min(stopping.drain_deadline, self._clock.monotonic() + _HUNG_SECONDS))
         self._put(stopping)
@@ -769,11 +769,16 @@ class Supervisor:
         if not ending:
             return
         survivors = self._lifecycle.survivors(ending)
+        gone = [agent for agent in ending if not survivors[agent.id]]
+        for agent in gone:  # all of them first: what is written down of each takes longer
+            if agent.process is not None:
+                self._lifecycle.release(agent.process)
+        for agent in gone:
+            self._ending.discard(agent.id)
+            self._gone(agent)
         for agent in ending:
             left = survivors[agent.id]
             if not left:
-                self._ending.discard(agent.id)
-                self._gone(agent)
                 continue
             for process in left:
                 self._lifecycle.watch(process, lambda _, process=process: self._post(lambda: self._lifecycle.release(process)))  # type: ignore[misc]  # the default binds it
@@ -797,8 +802,6 @@ class Supervisor:
         if agent.failing:
             exit = replace(exit, failing=agent.failing)
         asked = agent.state is AgentState.DRAINING and agent.stop_sent and (agent.leaving or agent.replace is not Replace.NO)
-        if agent.process is not None:
-            self._lifecycle.release(agent.process)
         uptime = now - agent.started_clock if agent.started_clock is not None else 0.0
         gone = replace(
             agent,
@@ -860,7 +863,7 @@ class Supervisor:
     def _drain(self, agent: Agent, leaving: bool, reason: str) -> None:
         self._tell("agent.draining", f"{agent.id} is asked to stop: {reason}", agent)
         replaced = agent.replace if leaving or agent.replace is not Replace.NO else Replace.ROLLING
-        stopping = replace(self._stopping(agent, reason), leaving=leaving, replace=replaced)
+        stopping = self._stopping(agent, reason, leaving=leaving, replaced=replaced)
         hurried = self.wish.down and self.wish.down_now
         if agent.state is AgentState.STARTING and self.wish.spec.readiness.notify and not agent.said_ready and not hurried:
             self._not_yet[agent.id] = self._clock.monotonic() + _NOT_READY_YET_SECONDS
@@ -873,13 +876,13 @@ class Supervisor:
             return stopping
         return replace(stopping, saving=saving, checkpoint=new_id(self._clock.time(), self._random), drain_deadline=None)
 
-    def _stopping(self, agent: Agent, reason: str) -> Agent:
+    def _stopping(self, agent: Agent, reason: str, *, leaving: bool, replaced: Replace) -> Agent:
         now = self._clock.monotonic()
         deadline = now + (0.0 if self.wish.down_now and self.wish.down else self.wish.spec.graceful_drain.timeout_seconds)
         if agent.state is AgentState.DRAINING:  # on its way already: it only learns that it will not come back, or must hurry
             deadline = min(deadline, agent.drain_deadline or deadline)
             if agent.saving is not Saving.NO:
-                return replace(agent, note=reason)
+                return replace(agent, note=reason, leaving=leaving, replace=replaced)
         return replace(
             agent,
             state=move(agent.state, Move.STOP),
@@ -890,6 +893,8 @@ class Supervisor:
             drain_deadline=deadline,
             draining_since=now if agent.draining_since is None else agent.draining_since,
             note=reason,
+            leaving=leaving,
+            replace=replaced,
         )
 
     def _out_of_time(self, agent: Agent) -> list[Agent]:
