@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fleetctl.cli import app
+from tests import forks
 from tests.cli.fake_daemon import FakeDaemon, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,4 +67,4 @@ def environment() -> dict[str, str]:
 
 def call(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     """Run `fleetctl` as a process of its own."""
-    return subprocess.run([*PROGRAM, *arguments], input=stdin, capture_output=True, text=True, timeout=30, env=environment())
+    return forks.run(arguments, cwd=os.getcwd(), environ=environment(), stdin=stdin, timeout=30)

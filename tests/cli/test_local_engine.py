@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import FleetctlError
 from tests.cli.conftest import PROGRAM, call, environment
 from tests.cli.fake_daemon import running
+from tests.real.harness import Place, eventually, spec
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,18 @@ def clean_end(state_dir: Path) -> Iterator[None]:
     for file in state_dir.glob("fleetctl.db*"):  # without these no record claims what still runs
         file.rmdir() if file.is_dir() else file.unlink()
     assert engine.end_orphans(engine.find_orphans(), seconds=0) == []
+
+
+def started(state_dir: Path, *fleets: str, replicas: int = 1, command: Sequence[str] = ("sleep", "1000")) -> dict[str, int]:
+    """Have a daemon with these fleets, which are ready at once; agent -> pid."""
+    state_dir.mkdir(mode=0o700)
+    place = Place(state_dir)
+    place.start()
+    for fleet in fleets:
+        place.client.apply(fleet, spec(fleet, command, replicas))
+        eventually(lambda: place.settled(fleet, replicas), f"{fleet} is ready")  # noqa: B023 - called at once
+    place.client.close()
+    return place.shown()
 
 
 def kill_daemon(state_dir: Path) -> None:
@@ -57,11 +70,18 @@ def alive(pid: int) -> bool:
         return False
 
 
+def fleet_file(name: str, **settings: object) -> str:
+    """A fleet.toml whose agents are ready at once."""
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in {"name": name, "command": ["sleep", "1000"], **settings}.items()]
+    return "".join(["[fleet]\n", *lines, "[fleet.readiness]\nsettle_seconds = 0.02\n"])
+
+
 def test_a_fleet_from_up_to_down() -> None:
-    up = call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
+    Path("fleet.toml").write_text(fleet_file("web", replicas=2))
+    up = call("up")
     assert (up.returncode, up.stderr.splitlines()[0][:23]) == (0, "started the daemon (pid")
     assert up.stdout.startswith("web  2 of 2 ready  sleep 1000\n")
-    again = call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
+    again = call("up")
     assert again.returncode == 0
     assert "started the daemon" not in again.stderr
     before = pids()
@@ -76,9 +96,8 @@ def test_a_fleet_from_up_to_down() -> None:
     assert call("daemon", "status", "--check").returncode == 3
 
 
-def test_up_with_another_command_waits_until_all_run_it() -> None:
-    call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
-    before = pids()
+def test_up_with_another_command_waits_until_all_run_it(state_dir: Path) -> None:
+    before = started(state_dir, "web", replicas=2)
     assert call("up", "-n", "2", "--name", "web", "--", "sleep", "2000").returncode == 0
     after = pids()
     assert set(after.values()).isdisjoint(before.values())
@@ -116,8 +135,7 @@ def test_ctrl_c_while_up_waits_leaves_the_fleet_starting(state_dir: Path) -> Non
 
 
 def test_with_a_dead_daemon_ps_logs_and_down_still_work(state_dir: Path) -> None:
-    call("up", "-n", "2", "--name", "web", "--", "sh", "-c", "echo hello; exec sleep 1000")
-    before = pids()
+    before = started(state_dir, "web", replicas=2, command=["sh", "-c", "echo hello; exec sleep 1000"])
     kill_daemon(state_dir)
     shown = call("ps", "--json")
     told = json.loads(shown.stdout)
@@ -139,9 +157,7 @@ def test_with_a_dead_daemon_ps_logs_and_down_still_work(state_dir: Path) -> None
 
 
 def test_down_of_one_fleet_with_a_dead_daemon_leaves_the_other_running(state_dir: Path) -> None:
-    for name in ("api", "web"):
-        call("up", "--name", name, "--", "sleep", "1000")
-    before = pids()
+    before = started(state_dir, "api", "web")
     kill_daemon(state_dir)
     assert call("down", "web").returncode == 0
     assert {agent: alive(pid) for agent, pid in before.items()} == {agent: agent.startswith("api") for agent in before}
@@ -150,8 +166,7 @@ def test_down_of_one_fleet_with_a_dead_daemon_leaves_the_other_running(state_dir
 
 
 def test_orphans_are_shown_and_ended(state_dir: Path) -> None:
-    call("up", "-n", "2", "--name", "web", "--", "sleep", "1000")
-    before = pids()
+    before = started(state_dir, "web", replicas=2)
     assert call("down", "--orphans", "--dry-run").stdout.endswith("0 orphans would be ended\n")
     kill_daemon(state_dir)
     for file in ("fleetctl.db", "fleetctl.db-wal", "fleetctl.db-shm", "fleets/web.json"):
@@ -164,9 +179,8 @@ def test_orphans_are_shown_and_ended(state_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("how", "runs_on"), [("--keep", True), ("--drain", False)])
-def test_daemon_stop_keeps_or_drains(how: str, runs_on: bool) -> None:
-    call("up", "--name", "web", "--", "sleep", "1000")
-    before = pids()
+def test_daemon_stop_keeps_or_drains(state_dir: Path, how: str, runs_on: bool) -> None:
+    before = started(state_dir, "web")
     refused = call("daemon", "stop")
     assert (refused.returncode, "--keep" in refused.stderr) == (2, True)
     assert call("daemon", "stop", how).returncode == 0
@@ -267,8 +281,7 @@ def test_logs_show_the_last_lines_or_those_since(state_dir: Path) -> None:
 
 
 def test_logs_of_a_fleet_are_those_of_the_agents_there_are_now(state_dir: Path) -> None:
-    call("up", "--name", "web", "--", "sh", "-c", "echo hello; exec sleep 1000")
-    (first,) = pids()
+    (first,) = started(state_dir, "web", command=["sh", "-c", "echo hello; exec sleep 1000"])
     assert call("logs", "web").stdout == f"{first} | hello\n"
     call("down")
     for command in (["logs"], ["logs", "web"]):
@@ -276,7 +289,7 @@ def test_logs_of_a_fleet_are_those_of_the_agents_there_are_now(state_dir: Path) 
         assert (old.returncode, old.stdout) == (0, "")
         assert f"1 agent that has ended: `fleetctl logs -a{' web' if command[1:] else ''}`" in old.stderr
     assert call("logs", first).stdout == "hello\n"
-    assert call("up", "--name", "web", "--", "sleep", "1000").returncode == 0
+    assert call("up", "--name", "web", "--no-wait", "--", "sleep", "1000").returncode == 0
     (second,) = pids()
     silent = call("logs")
     assert (silent.stdout, "nothing was written yet" in silent.stderr, "python3 -u" in silent.stderr) == ("", True, True)
@@ -346,10 +359,10 @@ def test_config_commands(tmp_path: Path) -> None:
 
 
 def test_up_reads_the_file_of_the_current_folder(tmp_path: Path) -> None:
-    (tmp_path / "here" / "fleet.toml").write_text('[fleet]\nname = "from-file"\ncommand = ["sleep", "1000"]\nreplicas = 2\n')
+    (tmp_path / "here" / "fleet.toml").write_text(fleet_file("from-file", replicas=2))
     assert call("up").stdout.startswith("from-file  2 of 2 ready  sleep 1000\n")
     assert call("up", "-n", "1").stdout.startswith("from-file  1 of 1 ready  sleep 1000\n")
-    (tmp_path / "other.toml").write_text('[fleet]\nname = "other"\ncommand = ["sleep", "1000"]\n')
+    (tmp_path / "other.toml").write_text(fleet_file("other"))
     other = call("up", "--file", str(tmp_path / "other.toml"))
     assert "also running: from-file; `fleetctl down from-file` ends it\n" in other.stderr
     told = json.loads(call("up", "--json").stdout)

@@ -18,6 +18,7 @@ from typing import Any
 
 from fleetctl.client import Client
 from fleetctl.errors import FleetctlError
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]  # Any: JSON values
@@ -65,7 +66,7 @@ class Place:
         self.root = os.path.realpath(folder)
         self.environment = environment or {}
         self.client = Client(self.root, timeout=20.0)
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon: subprocess.Popen[bytes] | forks.Forked | None = None
 
     # -- the daemon
 
@@ -73,17 +74,17 @@ class Place:
         """Start a daemon in the background, as the command line does; the time when it was started. `before`: words before the command."""
         reader, writer = os.pipe()
         began = time.monotonic()
-        with open(f"{self.root}/daemon.log", "ab") as log:
-            self.daemon = subprocess.Popen(
-                [*before, sys.executable, "-m", "fleetctl", "--state-dir", self.root, "daemon", "--background"],
-                cwd="/",
-                env=self.environ() | {"FLEETCTL_READY_FD": str(writer)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=(writer,),
-            )
+        words = ["--state-dir", self.root, "daemon", "--background"]
+        with open(f"{self.root}/daemon.log", "ab") as log, open(os.devnull, "rb") as nothing:
+            if before:
+                command = [*before, sys.executable, "-m", "fleetctl", *words]
+                environ = self.environ() | {"FLEETCTL_READY_FD": str(writer)}
+                self.daemon = subprocess.Popen(
+                    command, cwd="/", env=environ, stdin=nothing, stdout=log, stderr=log, start_new_session=True, pass_fds=(writer,)
+                )
+            else:
+                streams = (nothing.fileno(), log.fileno(), log.fileno())
+                self.daemon = forks.start(words, cwd="/", environ=self.environ(), streams=streams, ready=writer, session=True)
         os.close(writer)
         with open(reader, "rb", buffering=0) as pipe:
             if wait:
@@ -139,10 +140,7 @@ class Place:
 
     def run(self, *words: str, cwd: Path | None = None, check: bool = True, timeout: float = 60.0) -> "subprocess.CompletedProcess[str]":
         """A command of fleetctl on this state directory."""
-        command = [sys.executable, "-m", "fleetctl", "--state-dir", self.root, *words]
-        done = subprocess.run(
-            command, cwd=cwd or self.root, env=self.environ(), capture_output=True, text=True, timeout=timeout, check=False
-        )
+        done = forks.run(["--state-dir", self.root, *words], cwd=str(cwd or self.root), environ=self.environ(), timeout=timeout)
         assert not check or done.returncode == 0, f"{words} ended with {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 

@@ -114,7 +114,7 @@ class Chaos:
         self.killed += 1
         while self.killed < self.kills and self.random.random() < 0.3:
             self.place.start(wait=False)
-            time.sleep(self.random.uniform(0.1, 0.7))
+            time.sleep(self.random.uniform(0.0, 0.2))
             self.place.kill()
             self.killed += 1
         began = self.place.start()
