@@ -13,6 +13,7 @@ Rules, hands, and one loop between them:
     keeping               what agents keep, saved and given back beside that loop
     probing               who is probed when: a task for each probe of each agent
     autoscaler            what was measured of one fleet, and the scaling rule asked about it
+    budget                what one fleet has spent, and whether that is all it may
     fleet                 Fleet: one fleet as a whole
     health                how a fleet is, in the specification's words
     daemon/               one process per state directory: main (composition root), control, server, wire

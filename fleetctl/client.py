@@ -106,6 +106,10 @@ class Client:
         body = {"enabled": enabled, "mode": mode, "dry_run": dry_run}
         return cast(Change, self._connection.request("POST", f"/v1/fleets/{quoted(name)}/autoscaling", body))
 
+    def renew_budget(self, name: str, dry_run: bool = False) -> Change:
+        """Count what the fleet spends in this period from 0 again; if it was paused for that, it goes on. Raises NotFound."""
+        return cast(Change, self._connection.request("POST", f"/v1/fleets/{quoted(name)}/budget", {"dry_run": dry_run}))
+
     def acquire(
         self,
         name: str,

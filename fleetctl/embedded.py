@@ -100,6 +100,13 @@ class Ledger:
     async def load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
         return None if self._inner is None else await self._inner.load_scaling(fleet)
 
+    async def save_spending(self, fleet: str, spending: Mapping[str, Any]) -> None:
+        if self._inner is not None:
+            await self._inner.save_spending(fleet, spending)
+
+    async def load_spending(self, fleet: str) -> Mapping[str, Any] | None:
+        return None if self._inner is None else await self._inner.load_spending(fleet)
+
 
 class Home:
     """A fleet and all that it needs. `open` it in the running loop, and `close` it in the same; no fleet where nothing could start it."""
@@ -226,6 +233,7 @@ class Home:
         grown, agents = with_acquired(spec, agents) if wanted else (spec, agents)
         if wanted:  # its settings may be others than the stored ones
             await self.ledger.save_wish(grown, down=False)
+        spending = await self.ledger.load_spending(self.name) if wanted else None
         wish = Wish(spec=grown, pool_alone=wanted)
         if isinstance(lifecycle, LocalLifecycleManager) and self._checkpoints is not None:
             if wanted and grown.sockets:
@@ -237,6 +245,7 @@ class Home:
                 checkpoints=self._checkpoints,
                 clock=self.clock,
                 agents=agents,
+                spending=spending,
                 on_change=self.announce,
                 on_event=self._tell,
             )
@@ -246,6 +255,7 @@ class Home:
             state_manager=self.ledger,
             clock=self.clock,
             agents=agents,
+            spending=spending,
             on_change=self.announce,
             on_event=self._tell,
         )

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from fleetctl.autoscaler import Autoscaler, decision_of, is_recommending
+from fleetctl.budget import Budget
 from fleetctl.core import stuck, warmpool
 from fleetctl.core.contract import Message, Report, merge
 from fleetctl.core.limits import exceeded
@@ -63,6 +65,7 @@ class Fleet:
         metric_reader: MetricReader | None = None,
         checkpoint_store: CheckpointStore | None = None,
         agents: Iterable[Agent] = (),
+        spending: Mapping[str, Any] | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_event: Callable[[Event], None] = lambda event: None,
         last_output: Callable[[Agent], Sequence[str]] = lambda agent: (),
@@ -75,6 +78,10 @@ class Fleet:
         self._saver: asyncio.Task[None] | None = None
         self._reports: dict[str, Report] = {}
         self._watch = stuck.Watch()
+        self.budget = Budget(clock, spending)
+        wish = replace(wish, paused=self.budget.verdict(wish.spec.budget))
+        self._pauses: list[Event] = []  # of pauses and their ends, and not on disk yet
+        self._spender: asyncio.Task[None] | None = None
         self._probing: Probing | None = None
         self.supervisor = Supervisor(
             wish,
@@ -119,7 +126,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop looking after the agents; touches none of them."""
-        tasks = [task for task in (self._task, self._saver, self._autoscaling) if task is not None]
+        tasks = [task for task in (self._task, self._saver, self._spender, self._autoscaling) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -127,6 +134,9 @@ class Fleet:
             await self._probing.close()
         if self._polling is not None:
             await self._polling.close()
+        if self.budget.unsaved and not self.wish.down:
+            with suppress(StateDirectoryError):
+                await self._store_spending()
 
     async def apply(self, spec: FleetSpec, *, pool_alone: bool = False, cause: str = "up") -> bool:
         """Make this the fleet's spec; processes it no longer matches are replaced one by one. Whether anything changed.
@@ -183,6 +193,10 @@ class Fleet:
         """Take in one measurement of the agents, by their ids; the autoscaler decides by it, where it is on."""
         self._watch_limits(usage)
         self._watch_progress()
+        self.budget.keep({agent.id for agent in self.agents} | self._reports.keys())
+        self._heed_budget()
+        if self.budget.unsaved:
+            self._save_spending()
         if self._polling is not None:
             self._polling.update(self.spec)
         if self.spec.autoscaling.enabled:
@@ -209,6 +223,51 @@ class Fleet:
         for agent in self.agents:
             if agent.id in found and agent.process is not None:
                 self.supervisor.hangs(agent.id, agent.process, found[agent.id])
+
+    def _heed_budget(self) -> None:
+        """Pause the fleet where its budget is used up, and let it go on where it is not any more."""
+        reason, before = self.budget.verdict(self.spec.budget), self.wish.paused
+        if reason == before:
+            return
+        self.supervisor.set_wish(replace(self.wish, paused=reason))
+        if bool(reason) is not bool(before):
+            name = self.spec.name
+            kind, text = ("fleet.paused", f"{name} is paused: {reason}") if reason else ("fleet.resumed", f"{name} goes on")
+            told = self.budget.status(self.spec.budget)
+            self._pauses.append(Event(at=self._clock.time(), kind=kind, fleet=name, message=text, data=told))
+        self._save_spending()
+        self._announce()
+
+    def _save_spending(self) -> None:
+        """Behind the caller's back. What a crash loses of it the agents say again: their totals only grow."""
+        if self._spender is None or self._spender.done():
+            self._spender = asyncio.create_task(self._try_to_store_spending())
+
+    async def _try_to_store_spending(self) -> None:
+        while (self.budget.unsaved or self._pauses) and not self.wish.down:  # else what it spent is forgotten with it
+            try:
+                await self._store_spending()
+            except StateDirectoryError as error:
+                log.error("%s: %s", self.spec.name, error.message)
+                await asyncio.sleep(_DISK_RETRY_SECONDS)
+
+    async def _store_spending(self) -> None:
+        told, (data, spending) = list(self._pauses), self.budget.to_save()
+        await self._state.save_spending(self.spec.name, data)
+        self.budget.saved(spending)
+        if told:
+            await self._state.save(events=told)
+            del self._pauses[: len(told)]
+        for event in told:
+            self._on_event(event)
+
+    async def renew_budget(self) -> None:
+        """Count what is spent from 0 again, and go on where that was what the fleet is paused for. Returns once that is on disk."""
+        self.budget.reset()
+        await self._store_spending()
+        self._heed_budget()
+        if self._spender is not None:
+            await asyncio.wait([self._spender])
 
     async def start_autoscaling(self, mode: AutoscalingMode = AutoscalingMode.ACT) -> None:
         """From now on let the load decide how many agents there are, or only tell what it would decide."""
@@ -251,7 +310,7 @@ class Fleet:
     async def _decide(self) -> None:
         async with self._changing:
             wish = self.wish
-            if not wish.spec.autoscaling.enabled or wish.down or wish.mode is not Mode.RUN:
+            if not wish.spec.autoscaling.enabled or wish.down or not wish.starts:
                 return
             evaluation = self.autoscaler.evaluate(wish, self.agents)
             if evaluation is not None and evaluation.acts:
@@ -385,6 +444,8 @@ class Fleet:
     def hear(self, agent_id: str, message: Message) -> None:
         """Take in what an agent said of itself; the picture of its work is kept, in memory, for as long as its process lives."""
         process = self.supervisor.process_of(agent_id)
+        if self.budget.hear(agent_id, process, message):
+            self._heed_budget()
         if process is None:
             if message.resume is not None:  # the last thing it said: where to go on from
                 self.supervisor.notified(agent_id, message)
@@ -460,7 +521,8 @@ class Fleet:
         async with self._storing:
             await self._state.save_wish(wish.spec, down=wish.down)
             # Now, for it would be in force after a restart whatever becomes of its record below; and the daemon may be ending since.
-            self.supervisor.set_wish(replace(wish, mode=self.wish.mode))
+            self.supervisor.set_wish(replace(wish, mode=self.wish.mode, paused=self.wish.paused))
+            self._heed_budget()
             self._update_probing()
             if limits != self.spec.resource_limits:
                 self._lifecycle.limit([agent for agent in self.agents if agent.process], self.spec)

@@ -33,6 +33,8 @@ def metrics_of(fleet: Fleet, usage: Mapping[str, Usage]) -> ScalingMetrics:
 
 def problems_of(fleet: Fleet) -> Iterator[str]:
     """What is not as it should be; nothing for a healthy fleet."""
+    if fleet.wish.paused:
+        yield f"it is paused: {fleet.wish.paused}"
     if fleet.supervisor.trouble is not None:
         yield fleet.supervisor.trouble
     troubled = [agent for agent in fleet.agents if agent.state in (AgentState.FAILED, AgentState.BACKOFF) and not agent.leaving]

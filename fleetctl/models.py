@@ -297,6 +297,25 @@ class ResourceLimitsSpec:
     ] = Enforce.AUTO
 
 
+class BudgetPeriod(StrEnum):
+    """How often a fleet's budget is renewed, at the full hour, day or month of UTC; or never."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSpec:
+    """`[fleet.budget]`: what the agents together may spend, by what they report; the fleet is paused when that is used up."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    tokens: Annotated[int | None, Setting(doc="Tokens, in and out together (X_FLEETCTL_TOKENS)", ge=1, le=1 << 62)] = None
+    cost_usd: Annotated[float | None, Setting(doc="US dollars (X_FLEETCTL_COST)", gt=0, le=1e12)] = None
+    period: Annotated[BudgetPeriod, Setting(doc="For each hour, day or month of UTC, or in all")] = BudgetPeriod.DAY
+
+
 class MetricScope(StrEnum):
     """What a metric's value is: of the whole fleet, or of each agent."""
 
@@ -516,6 +535,7 @@ class FleetSpec:
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     kubernetes: KubernetesSpec = KubernetesSpec()
     resource_limits: ResourceLimitsSpec = ResourceLimitsSpec()
+    budget: BudgetSpec = BudgetSpec()
     autoscaling: AutoscalingSpec = AutoscalingSpec()
 
     @property

@@ -193,6 +193,14 @@ class StateManager(Protocol):
         """What `save_scaling` wrote last; None where there is nothing."""
         ...
 
+    async def save_spending(self, fleet: str, spending: Mapping[str, Any]) -> None:
+        """Write what a fleet's agents have spent; forgotten with its wish."""
+        ...
+
+    async def load_spending(self, fleet: str) -> Mapping[str, Any] | None:
+        """What `save_spending` wrote last; None where there is nothing."""
+        ...
+
 
 @runtime_checkable
 class Finder(Protocol):

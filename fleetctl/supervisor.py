@@ -602,8 +602,8 @@ class Supervisor:
         if wanted.answer.done():  # whoever asked has gone
             return
         wish = self.wish
-        if wish.down or wish.mode is not Mode.RUN:
-            reason = "is being taken down" if wish.down else "starts nothing now"
+        if wish.down or not wish.starts:
+            reason = "is being taken down" if wish.down else f"is paused: {wish.paused}" if wish.paused else "starts nothing now"
             wanted.answer.set_exception(FleetctlError(f"fleet {wish.spec.name} {reason}, so nothing of it can be acquired"))
             return
         agents = list(self._agents.values())
@@ -824,11 +824,12 @@ class Supervisor:
             # What dies in the pool did nothing wrong and was nobody: a fresh one takes its place.
             self._put(replace(gone, leaving=True, state=move(agent.state, Move.FINISH)))
             self._tell("agent.stopped", f"{agent.id} stopped ({exit})", agent)
-        elif asked and self.wish.mode is Mode.STOP:
-            # Marked for replacement it is started by the next daemon, as what it was.
+        elif asked and (self.wish.mode is Mode.STOP or self.wish.paused):
+            # Marked for replacement it is started by the next daemon, or when the pause is over, as what it was.
             stopped = replace(gone, state=move(agent.state, Move.FINISH), replace=Replace.ROLLING, started_at=None, failures=())
-            self._put(replace(stopped, note="stopped with the daemon; it comes back with the next"))
-            self._tell("agent.stopped", f"{agent.id} stopped with the daemon ({exit})", agent)
+            ending = self.wish.mode is Mode.STOP
+            self._put(replace(stopped, note="stopped with the daemon; it comes back with the next" if ending else "paused"))
+            self._tell("agent.stopped", f"{agent.id} {'stopped with the daemon' if ending else 'is paused'} ({exit})", agent)
         elif asked:
             self._put(replace(gone, state=move(agent.state, Move.START), failures=()))
             self._tell("agent.stopped", f"{agent.id} stopped for its restart ({exit})", agent)

@@ -509,6 +509,7 @@ class FakeStateManager:
         self.history: list[tuple[str, ScalingDecision]] = []
         self.wishes: dict[str, tuple[FleetSpec, bool]] = {}
         self.scaling: dict[str, str] = {}
+        self.spending: dict[str, str] = {}
         self.samples: list[tuple[str, dict[str, Any]]] = []  # Any: JSON values
         self.attempts = 0
         self.fails: Callable[[int], bool] = lambda attempt: False
@@ -550,6 +551,7 @@ class FakeStateManager:
         async with _Write(self):
             self.wishes.pop(name, None)
             self.scaling.pop(name, None)
+            self.spending.pop(name, None)
 
     async def save_scaling(self, fleet: str, memory: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
         # Through JSON, as on disk: whoever changes his own later changes nothing here.
@@ -560,6 +562,15 @@ class FakeStateManager:
 
     async def load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
         text = self.scaling.get(fleet)
+        return None if text is None else dict(json.loads(text))
+
+    async def save_spending(self, fleet: str, spending: Mapping[str, Any]) -> None:
+        text = json.dumps(spending)
+        async with _Write(self):
+            self.spending[fleet] = text
+
+    async def load_spending(self, fleet: str) -> Mapping[str, Any] | None:
+        text = self.spending.get(fleet)
         return None if text is None else dict(json.loads(text))
 
 

@@ -779,6 +779,7 @@ def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: 
         resource_limits=spec.resource_limits,
         watchdog_seconds=spec.watchdog_seconds,
         stuck_after_seconds=spec.stuck_after_seconds,
+        budget=spec.budget,
         autoscaling=spec.autoscaling,
         kubernetes=spec.kubernetes,
         port_base=8000,

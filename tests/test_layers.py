@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "supervisor": NOUNS | {"core", "keeping"},
     "probing": NOUNS | {"core"},
     "autoscaler": NOUNS | {"core"},
+    "budget": NOUNS | {"core"},
     "polling": NOUNS | {"core"},
-    "fleet": NOUNS | {"core", "supervisor", "probing", "autoscaler", "polling", "config"},
+    "fleet": NOUNS | {"core", "supervisor", "probing", "autoscaler", "budget", "polling", "config"},
     "daemon": NOUNS | {"", "core", "host", "sinks", "config", "fleet", "health", "daemon.wire"},  # only here do rules meet real hands
     "daemon.rounds": NOUNS | {"host", "fleet"},  # the daemon's, and those of a program that embeds a fleet
     "daemon.hearing": NOUNS | {"core", "host", "fleet"},  # the same

@@ -31,6 +31,7 @@ FAMILIES = {
     "checkpoint": ("checkpoint", "drain"),
     "autoscale": ("autoscale",),
     "protect": ("protect",),
+    "budget": ("budget",),
     "explain": ("explain",),
     "explore": ("inspect", "history", "events"),
     "wait": ("wait",),

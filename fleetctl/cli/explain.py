@@ -150,6 +150,8 @@ def _why(agent: Object) -> list[str]:
             return [f"it was asked to stop: {note}" if note else "it was asked to stop"]
         case "backoff" | "failed":
             return [f"it ended ({last_exit(agent['last_exit'])})", *notes]
+        case "terminated" if agent["replacing"]:
+            return [f"it ended ({last_exit(agent['last_exit'])}) and comes back", *notes]
         case _:
             return [f"it ended ({last_exit(agent['last_exit'])}) and does not come back", *notes]
 

@@ -55,6 +55,8 @@ _EXAMPLES = {
     "autoscaling.schedules": [],
     "autoscaling.metrics": {"backlog": {"file": "backlog.txt", "target": 10}},
     "resource_limits.cpu_limit": 1.0,
+    "budget.tokens": 1000000,
+    "budget.cost_usd": 20.0,
     "resource_limits.memory_limit_mb": 512.0,
     "resource_limits.pids_limit": 200,
     "resource_limits.nofile": 1024,

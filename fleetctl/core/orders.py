@@ -19,7 +19,8 @@ class Mode(StrEnum):
 class Wish:
     """What the user wants of one fleet. `down`: nothing of it shall remain; `down_now`: without time to finish.
 
-    `pool_alone`: the warm pool is held also where no replicas are wished for.
+    `pool_alone`: the warm pool is held also where no replicas are wished for. `paused`: why nothing of it runs for now; what ran is
+    stopped, and comes back when that is over.
     """
 
     spec: FleetSpec
@@ -27,10 +28,16 @@ class Wish:
     down: bool = False
     down_now: bool = False
     pool_alone: bool = False
+    paused: str = ""
 
     @property
     def replicas(self) -> int:
         return 0 if self.down else self.spec.replicas
+
+    @property
+    def starts(self) -> bool:
+        """Whether anything may be started."""
+        return self.mode is Mode.RUN and (self.down or not self.paused)
 
 
 @dataclass(frozen=True, slots=True)

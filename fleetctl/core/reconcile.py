@@ -47,6 +47,9 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float, *, idle: Collection[st
     actions += [end(agent, "the fleet is taken down" if wish.down else f"scaled down to {wish.replicas}") for agent in victims]
     leaving = {agent.id for agent in victims}
     staying = [agent for agent in staying if agent.id not in leaving]
+    if wish.paused and not wish.down:
+        pool = [agent for agent in agents if agent.pooled and not agent.leaving]
+        return actions + [Drain(agent, leaving=agent.pooled, reason=wish.paused) for agent in staying + pool if _can_drain(agent)]
     starts: list[Action] = []
     if wish.mode is Mode.RUN:
         warm = warmpool.available(wish.spec, agents)[:-surplus] if surplus < 0 else []
@@ -65,7 +68,7 @@ def plan(wish: Wish, agents: Sequence[Agent], now: float, *, idle: Collection[st
 def next_deadline(wish: Wish, agents: Iterable[Agent]) -> float | None:
     """When `plan` has to be asked again if nothing happens before, in seconds of the boot's monotonic clock."""
     # What this mode never does would stay due for ever, and whoever waits for it would never sleep.
-    resting = () if wish.mode is Mode.RUN else (AgentState.BACKOFF, AgentState.FAILED, AgentState.SUSPENDED)
+    resting = () if wish.starts else (AgentState.BACKOFF, AgentState.FAILED, AgentState.SUSPENDED)
     return min((at for agent in agents if agent.state not in resting and (at := _deadline(agent)) is not None), default=None)
 
 

@@ -51,6 +51,8 @@ class Control(Protocol):
 
     async def set_autoscaling(self, name: str, *, enabled: bool, mode: str, dry_run: bool) -> dict[str, Any]: ...
 
+    async def renew_budget(self, name: str, *, dry_run: bool) -> dict[str, Any]: ...
+
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> dict[str, Any]: ...
 
     async def restart(self, name: str, *, agents: Sequence[str] | None, all_at_once: bool, dry_run: bool) -> dict[str, Any]: ...
@@ -197,7 +199,7 @@ _ACQUIRE = _object(
         "timeout_seconds": {"type": "number", "minimum": 0, "maximum": 3600, "default": 30, "description": "For a cold start to be ready"},
     }
 )
-_CREATE_CHECKPOINT = _object({"dry_run": _DRY_RUN})
+_ONLY_DRY_RUN = _object({"dry_run": _DRY_RUN})
 _RESTORE = _object(
     {
         "timeout_seconds": {"type": "number", "minimum": 0, "maximum": 3600, "default": 30, "description": "For the agent to be ready"},
@@ -330,6 +332,10 @@ async def _set_autoscaling(call: Call) -> Answer:
     return await call.control.set_autoscaling(call.path["fleet"], enabled=body["enabled"], mode=body["mode"], dry_run=body["dry_run"])
 
 
+async def _renew_budget(call: Call) -> Answer:
+    return await call.control.renew_budget(call.path["fleet"], dry_run=call.body["dry_run"])
+
+
 async def _acquire(call: Call) -> Answer:
     body = call.body
     return await call.control.acquire(
@@ -458,6 +464,14 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="POST",
+        path="/v1/fleets/{fleet}/budget",
+        summary="Count what the fleet spends in this period from 0 again",
+        run=_renew_budget,
+        reply=wire.Change,
+        body=_ONLY_DRY_RUN,
+    ),
+    Operation(
+        method="POST",
         path="/v1/fleets/{fleet}/acquire",
         summary="Get one more agent, at once where the warm pool has one",
         run=_acquire,
@@ -495,7 +509,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Save what this agent keeps while it goes on",
         run=_create_checkpoint,
         reply=wire.Checkpointed,
-        body=_CREATE_CHECKPOINT,
+        body=_ONLY_DRY_RUN,
     ),
     Operation(
         method="GET",

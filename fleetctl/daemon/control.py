@@ -86,7 +86,7 @@ class Control:
                 await self.state.save_wish(grown, down=wish.down)
             if grown.sockets and not wish.down:
                 self.lifecycle.sockets.restore(grown, [agent.process for agent in agents if agent.process])
-            self._add(replace(wish, spec=grown), agents)
+            self._add(replace(wish, spec=grown), agents, await self.state.load_spending(name))
         self._strays = found
         await self.state.save(forget=[agent.id for agent in records if agent.fleet not in self.fleets])
         known = {agent.id for fleet in self.fleets.values() for agent in fleet.agents}
@@ -99,7 +99,7 @@ class Control:
     def _recovered(self, spec: FleetSpec, records: Sequence[Agent], trees: Sequence[Found]) -> tuple[Agent, ...]:
         return recovered(spec, records, trees, lifecycle=self.lifecycle, clock=self._clock, boot_id=procfs.boot_id())
 
-    def _add(self, wish: Wish, agents: Iterable[Agent] = ()) -> Fleet:
+    def _add(self, wish: Wish, agents: Iterable[Agent] = (), spending: Mapping[str, Any] | None = None) -> Fleet:
         fleet = local_fleet(
             wish,
             lifecycle=self.lifecycle,
@@ -107,6 +107,7 @@ class Control:
             checkpoints=self.checkpoints,
             clock=self._clock,
             agents=agents,
+            spending=spending,
             on_change=self._announce,
             on_event=self._tell,
         )
@@ -451,6 +452,19 @@ class Control:
             else f"{name}: autoscaling is {word} already"
         )
         return change_view(name, fleet.wish.replicas, actions, message, dry_run=dry_run)
+
+    async def renew_budget(self, name: str, *, dry_run: bool) -> Json:
+        fleet = self._find(name)
+        _refuse_if_down(fleet)
+        spent = fleet.budget.status(fleet.spec.budget)
+        changed, goes_on = bool(spent["tokens"] or spent["cost_usd"]), ", and the fleet goes on" if fleet.wish.paused else ""
+        if changed and not dry_run:
+            async with self._changing:
+                await fleet.renew_budget()
+        message = f"{name}: {'would count' if dry_run else 'counting'} what it spends from 0 again{goes_on}"
+        if not changed:
+            message = f"{name} has spent nothing yet"
+        return change_view(name, fleet.wish.replicas, ["renew the budget"] * changed, message, dry_run=dry_run)
 
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
         fleet = self._find(name)

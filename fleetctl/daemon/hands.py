@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from fleetctl.core.orders import Wish
 from fleetctl.errors import StateDirectoryError
@@ -28,6 +29,7 @@ def local_fleet(
     checkpoints: LocalCheckpointStore,
     clock: Clock,
     agents: Iterable[Agent],
+    spending: Mapping[str, Any] | None = None,
     on_change: Callable[[], None],
     on_event: Callable[[Event], None],
 ) -> Fleet:
@@ -40,6 +42,7 @@ def local_fleet(
         checkpoint_store=checkpoints,
         metric_reader=LocalMetricReader(),
         agents=agents,
+        spending=spending,
         on_change=on_change,
         on_event=on_event,
         last_output=lambda agent: logread.last_lines(lifecycle.paths, agent.fleet, agent.id),

@@ -88,6 +88,7 @@ def tell(
             *_sizes(known),
             *_agents(known, usage),
             *_counted(known, tally),
+            *_spending(known),
             *_warm_pool(known, tally),
             *_scaling(known, tally),
             *_sinks(sinks or {}),
@@ -145,6 +146,8 @@ def _sizes(fleets: Sequence[Fleet]) -> Iterator[Family]:
     yield gauge("fleetctl_fleet_ready_replicas", "Agents that are ready.", *((_of(one), one.ready_replicas) for one in fleets))
     yield gauge("fleetctl_fleet_min_replicas", "Fewest agents.", *((_of(one), one.spec.min_replicas) for one in fleets))
     yield gauge("fleetctl_fleet_max_replicas", "Most agents.", *((_of(one), one.spec.max_replicas) for one in fleets))
+    paused = ((_of(one), bool(one.wish.paused)) for one in fleets)
+    yield gauge("fleetctl_fleet_paused", "1 while none of the fleet runs, because its budget is used up.", *paused)
     troubled = ((_of(one), bool(one.supervisor.trouble)) for one in fleets)
     yield gauge("fleetctl_fleet_trouble", "1 while nothing of the fleet can be changed, because of a full disk, say.", *troubled)
 
@@ -178,6 +181,25 @@ def _counted(fleets: Sequence[Fleet], tally: Tally) -> Iterator[Family]:
     kinds = sorted({*tally.events, *((name, kind) for name in names for kind in _KINDS)})
     events = (({"fleet": name, "kind": kind}, tally.events[name, kind]) for name, kind in kinds)
     yield counter("fleetctl_events_total", "What happened, by the kind that `fleetctl events` shows.", *events)
+
+
+def _spending(fleets: Sequence[Fleet]) -> Iterator[Family]:
+    told = ("Tokens that the agents say they took in or gave out, since the fleet came up.", "US dollars that they say they spent.")
+    tokens = [({**_of(one), "direction": way}, number) for one in fleets for way, number in _ways(one)]
+    yield counter("fleetctl_fleet_tokens_total", told[0], *tokens)
+    yield counter("fleetctl_fleet_cost_usd_total", told[1], *((_of(one), one.budget.ever.cost) for one in fleets))
+    spent = [(_of(one), one.budget.status(one.spec.budget)) for one in fleets]
+    ratios = [
+        ({**labels, "of": what}, seen[what] / seen[f"{what}_limit"])
+        for labels, seen in spent
+        for what in ("tokens", "cost_usd")
+        if seen[f"{what}_limit"] is not None
+    ]
+    yield gauge("fleetctl_fleet_budget_used_ratio", "Part of the budget of this period that is used up.", *ratios)
+
+
+def _ways(fleet: Fleet) -> tuple[tuple[str, int], ...]:
+    return ("in", fleet.budget.ever.taken), ("out", fleet.budget.ever.given)
 
 
 def _warm_pool(fleets: Sequence[Fleet], tally: Tally) -> Iterator[Family]:

@@ -31,6 +31,8 @@ def fleet_view(
         "warm_pool": fleet.warm_pool_stats(),
         "command": list(fleet.spec.command),
         "down": fleet.wish.down,
+        "paused": fleet.wish.paused or None,
+        "budget": budget_view(fleet),
         "notes": list(_troubles(fleet)),
         **health_view(fleet, usage),
         "agents": [
@@ -48,7 +50,16 @@ def fleet_view(
     }
 
 
+def budget_view(fleet: Fleet) -> Json:
+    told = fleet.budget.status(fleet.spec.budget)
+    return {**told, "renewed_at": None if told["renewed_at"] is None else rfc3339(told["renewed_at"])}
+
+
 def _troubles(fleet: Fleet) -> Iterator[str]:
+    if fleet.wish.paused and not fleet.wish.down:
+        renewed = budget_view(fleet)["renewed_at"]
+        ways = [*([f"at {renewed}"] if renewed else []), "with a larger one (`fleetctl up`)"]
+        yield f"paused: {fleet.wish.paused}; it goes on {', '.join(ways)}, or by `fleetctl budget {fleet.spec.name} --renew`"
     if fleet.supervisor.trouble:
         yield fleet.supervisor.trouble
     waiting = fleet.supervisor.unsaved

@@ -115,9 +115,23 @@ class FleetMetrics(TypedDict):
     pending_requests: int
 
 
+class Budget(TypedDict):
+    """What a fleet's agents have spent in this period, by what they say, and may at most. `renewed_at`: when the next one begins."""
+
+    period: str
+    tokens: int
+    tokens_in: int
+    tokens_out: int
+    cost_usd: float
+    tokens_limit: int | None
+    cost_usd_limit: float | None
+    renewed_at: str | None
+
+
 class FleetStatus(TypedDict):
     """One fleet and its agents. `down`: it is being taken down; `updating`: agents of an older spec are still to be replaced.
 
+    `paused`: why none of it runs for now, such as a budget that is used up.
     `problems`: what is not as it should be; `healthy`: nothing.
     """
 
@@ -132,6 +146,8 @@ class FleetStatus(TypedDict):
     agents: list[AgentStatus]
     updating: NotRequired[bool]
     sockets: NotRequired[list[ListeningSocket]]
+    paused: NotRequired[str | None]
+    budget: NotRequired[Budget]
     healthy: NotRequired[bool]
     problems: NotRequired[list[str]]
     metrics: NotRequired[FleetMetrics]

@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS history (id INTEGER PRIMARY KEY, at REAL NOT NULL, fl
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, at REAL NOT NULL, fleet TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS samples (id INTEGER PRIMARY KEY, at REAL NOT NULL, fleet TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scaling (fleet TEXT PRIMARY KEY, data TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS spending (fleet TEXT PRIMARY KEY, data TEXT NOT NULL);
 """
 
 
@@ -239,7 +240,8 @@ class LocalStateManager:
 
     def _forget_wish(self, name: str) -> None:
         # The file last: as long as it is there, all of this is tried again.
-        self._connected().execute("DELETE FROM scaling WHERE fleet = ?", (name,))
+        for table in ("scaling", "spending"):
+            self._connected().execute(f"DELETE FROM {table} WHERE fleet = ?", (name,))
         _remove_file(self.paths.wish(name))
 
     async def save_scaling(self, fleet: str, memory: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -248,16 +250,19 @@ class LocalStateManager:
 
     def _save_scaling(self, fleet: str, memory: str, samples: list[tuple[float, str, str]]) -> None:
         with self._transaction() as db:
-            db.execute("INSERT INTO scaling VALUES (?, ?) ON CONFLICT (fleet) DO UPDATE SET data = excluded.data", (fleet, memory))
+            _put(db, "scaling", fleet, memory)
             db.executemany("INSERT INTO samples (at, fleet, data) VALUES (?, ?, ?)", samples)
             self._prune(db, len(samples))
 
     async def load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
-        return await self._run(lambda: self._load_scaling(fleet))
+        return await self._run(lambda: _get(self._connected(), "scaling", fleet))
 
-    def _load_scaling(self, fleet: str) -> Mapping[str, Any] | None:
-        row = self._connected().execute("SELECT data FROM scaling WHERE fleet = ?", (fleet,)).fetchone()
-        return None if row is None else dict(json.loads(row[0]))
+    async def save_spending(self, fleet: str, spending: Mapping[str, Any]) -> None:
+        text = json.dumps(spending)
+        await self._run(lambda: _put(self._connected(), "spending", fleet, text))
+
+    async def load_spending(self, fleet: str) -> Mapping[str, Any] | None:
+        return await self._run(lambda: _get(self._connected(), "spending", fleet))
 
     async def last(self, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
         """The last `limit` rows of "events", "history" or "samples", oldest first."""
@@ -398,6 +403,19 @@ class LocalStateManager:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.paths.database + suffix, aside + suffix)
         return aside
+
+
+def _put(db: sqlite3.Connection, table: str, fleet: str, text: str) -> None:
+    db.execute(f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (fleet) DO UPDATE SET data = excluded.data", (fleet, text))
+
+
+def _get(db: sqlite3.Connection, table: str, fleet: str) -> dict[str, Any] | None:
+    row = db.execute(f"SELECT data FROM {table} WHERE fleet = ?", (fleet,)).fetchone()
+    try:
+        return None if row is None else dict(json.loads(row[0]))
+    except (ValueError, TypeError) as error:
+        log.error("what is stored of fleet %s in %s cannot be read: %r", fleet, table, error)
+        return None
 
 
 def _replace_file(path: str, text: str) -> None:

@@ -65,6 +65,12 @@ def a_warm_one(number: int, fleet: str = "web", **changes: Any) -> Json:
     return an_agent(number, fleet, **{"state": "suspended", "ready": False, "pooled": True, **changes})
 
 
+def a_budget(**changes: Any) -> Json:
+    spent = {"period": "day", "tokens": 0, "tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
+    limits = {"tokens_limit": 1000000, "cost_usd_limit": None, "renewed_at": "2026-02-01T00:00:00.000Z"}
+    return {**spent, **limits, **changes}
+
+
 def a_fleet(name: str = "web", size: int = 2, **changes: Any) -> Json:
     return {
         "name": name,
@@ -74,6 +80,8 @@ def a_fleet(name: str = "web", size: int = 2, **changes: Any) -> Json:
         "warm_pool": a_pool(0),
         "command": ["sleep", "60"],
         "down": False,
+        "paused": None,
+        "budget": a_budget(),
         "notes": [],
         "agents": [an_agent(number, name) for number in range(size)],
         **changes,
@@ -165,6 +173,12 @@ class FakeDaemon:
                     "actions": [f"turn autoscaling {word}"],
                     "message": f"{name}: autoscaling is {word}",
                 }
+            case "POST", ["fleets", name, "budget"]:
+                fleet = self._fleet(name)
+                if not body["dry_run"]:
+                    fleet.update(budget=a_budget(), paused=None)
+                message = f"{name}: counting what it spends from 0 again"
+                return {**self._change(name, fleet["desired_replicas"], {"dry_run": True}), "dry_run": body["dry_run"], "message": message}
             case "POST", ["fleets", name, "warm"]:
                 fleet, before = self._fleet(name), self._fleet(name)["warm_pool"]["target_size"]
                 answer = self._change(name, fleet["desired_replicas"], {"dry_run": True})

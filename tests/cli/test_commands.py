@@ -19,7 +19,7 @@ from fleetctl.engines.local import LocalEngine
 from fleetctl.errors import DaemonUnreachable, NotStopped
 from fleetctl.host.paths import Paths
 from tests.cli.conftest import PROGRAM, Fleetctl, call, environment
-from tests.cli.fake_daemon import FakeDaemon, a_fleet, a_pool, a_warm_one, an_agent, an_autoscaler
+from tests.cli.fake_daemon import FakeDaemon, a_budget, a_fleet, a_pool, a_warm_one, an_agent, an_autoscaler
 
 # Any: typer's commands have no public type.
 
@@ -48,6 +48,7 @@ def test_all_commands_of_this_issue_are_there() -> None:
     nested = [
         "probe",
         "protect",
+        "budget",
         "warm status",
         "warm fill",
         "warm drain",
@@ -817,6 +818,23 @@ def test_config_check_as_json_lists_the_problems(fleetctl: Fleetctl) -> None:
     Path("fleet.toml").write_text('[fleet]\nname = "Web"\ncommand = ["sleep", "9"]\nreplicsa = 3\n')
     problems = json.loads(fleetctl("config", "check", "--json").out)["error"]["problems"]
     assert [problem.partition(": ")[0] for problem in problems if problem.startswith("fleet.toml")] == ["fleet.toml:2", "fleet.toml:4"]
+
+
+def test_budget_shows_what_is_spent_and_renews_it(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
+    reason = "its budget of 1,000,000 tokens per day is used up"
+    daemon.fleets["web"] = a_fleet(paused=reason, budget=a_budget(tokens=1000017, cost_usd=2.5))
+    shown = fleetctl("budget").out
+    assert "1,000,017 of 1,000,000" in shown
+    assert "2.50" in shown
+    assert f"paused: {reason}" in shown
+    (told,) = json.loads(fleetctl("budget", "web", "--json").out)["fleets"]
+    assert (told["name"], told["paused"], told["tokens"]) == ("web", reason, 1000017)
+    refused = fleetctl("budget", "--renew")
+    assert (refused.status, "of which fleet" in refused.err) == (2, True)
+    assert fleetctl("budget", "nobody", "--renew").status == 5
+    assert daemon.fleets["web"]["paused"] == reason
+    assert "from 0 again" in fleetctl("budget", "web", "--renew").err
+    assert daemon.fleets["web"]["paused"] is None
 
 
 def test_protect_says_so_and_shows_it(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:

@@ -219,6 +219,24 @@ def test_what_an_autoscaler_remembers_is_kept_by_fleet_and_goes_with_it(place: P
     asyncio.run(story())
 
 
+def test_what_a_fleet_has_spent_is_kept_and_goes_with_it(place: Place) -> None:
+    async def story() -> None:
+        async with place.opened() as state:
+            assert await state.load_spending("demo") is None
+            await state.save_spending("demo", {"began": 1.0})
+            await state.save_spending("other", {"began": 2.0})
+            with place.full_disk(), pytest.raises(StateDirectoryError):
+                await state.save_spending("demo", {"began": 3.0})
+        async with place.opened() as state:
+            assert await state.load_spending("demo") == {"began": 1.0}
+            await state.save_wish(SPEC, down=False)
+            await state.forget_wish("demo")
+            assert await state.load_spending("demo") is None
+            assert await state.load_spending("other") == {"began": 2.0}
+
+    asyncio.run(story())
+
+
 # -- the real one
 
 

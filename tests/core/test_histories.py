@@ -69,16 +69,19 @@ class World:
                 continue
             deadline = next_deadline(self.wish, self.agents.values())
             if deadline is None:
-                return
+                break
             assert deadline > self.now, "woken for nothing"
             self.now = deadline
-        raise AssertionError("the rules never come to rest")
+        else:
+            raise AssertionError("the rules never come to rest")
+        if self.wish.paused:
+            assert not [agent for agent in self.agents.values() if agent.process], "it runs while its fleet is paused"
 
     def check(self) -> None:
         staying = [agent for agent in self.agents.values() if not agent.leaving]
         slots = Counter(agent.slot for agent in staying)
         assert not [slot for slot, number in slots.items() if number > 1], "two agents in one slot"
-        if self.wish.mode is Mode.RUN:
+        if self.wish.starts:
             assert len(staying) == self.wish.replicas
 
     def crash(self, agent: Agent, then: AgentState) -> None:
@@ -112,7 +115,23 @@ class World:
         self.agents[agent.id] = agent
 
 
-KINDS = ["scale", "down", "up", "change", "roll", "restart", "backoff", "fail", "complete", "hold", "run", "stop", "step", "settle"]
+KINDS = [
+    "scale",
+    "down",
+    "up",
+    "change",
+    "roll",
+    "restart",
+    "backoff",
+    "fail",
+    "complete",
+    "hold",
+    "run",
+    "stop",
+    "pause",
+    "step",
+    "settle",
+]
 
 
 @settings(max_examples=400, deadline=None)
@@ -121,7 +140,7 @@ def test_any_history_keeps_the_promises_and_comes_to_rest_as_wished(stubborn: bo
     world = World(stubborn=stubborn)
     for kind, number in history:
         happen(world, kind, number)
-    world.wish = replace(world.wish, mode=Mode.RUN)
+    world.wish = replace(world.wish, mode=Mode.RUN, paused="")
     world.settle()
     assert len(world.agents) == world.wish.replicas
     assert {agent.state for agent in world.agents.values()} <= {S.RUNNING, S.FAILED, S.TERMINATED}
@@ -151,6 +170,8 @@ def happen(world: World, kind: str, number: int) -> None:
             world.crash(one, S.TERMINATED)
         case "hold" | "run" | "stop":
             world.wish = replace(world.wish, mode=Mode(kind))
+        case "pause":
+            world.wish = replace(world.wish, paused="no money" * (number % 2))
         case "step":
             world.act()
         case "settle":

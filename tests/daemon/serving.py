@@ -213,6 +213,10 @@ class FakeControl:
         self._check("set_autoscaling", name, enabled, mode, dry_run, fleet=name)
         return self._change(dry_run)
 
+    async def renew_budget(self, name: str, *, dry_run: bool) -> Json:
+        self._check("renew_budget", name, dry_run, fleet=name)
+        return self._change(dry_run)
+
     async def acquire(self, name: str, *, claim: Mapping[str, Any], require_warm: bool, timeout_seconds: float) -> Json:
         self._check("acquire", name, claim, require_warm, timeout_seconds, fleet=name)
         return {

@@ -38,6 +38,7 @@ REQUESTS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/v1/fleets/{fleet}/warm"): ("/v1/fleets/demo/warm", {"size": 3}),
     ("GET", "/v1/fleets/{fleet}/autoscaling"): ("/v1/fleets/demo/autoscaling", None),
     ("POST", "/v1/fleets/{fleet}/autoscaling"): ("/v1/fleets/demo/autoscaling", {"enabled": True, "mode": "recommend"}),
+    ("POST", "/v1/fleets/{fleet}/budget"): ("/v1/fleets/demo/budget", {}),
     ("POST", "/v1/fleets/{fleet}/acquire"): (
         "/v1/fleets/demo/acquire",
         {"claim": {"environment": {"TASK": "7"}}, "require_warm": True, "timeout_seconds": 2.5},
@@ -161,6 +162,7 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
             ("warm", "demo", 3, False),
             ("autoscaling", "demo"),
             ("set_autoscaling", "demo", True, "recommend", False),
+            ("renew_budget", "demo", False),
             ("acquire", "demo", {"environment": {"TASK": "7"}, "tools": []}, True, 2.5),
             ("restart", "demo", [AGENT_ID], True, False),
             ("agent", AGENT_ID),
@@ -183,7 +185,7 @@ def test_requests_reach_the_control_with_values_and_defaults() -> None:
 
 
 KEEPING = ("create_checkpoint", "restore_checkpoint", "remove_checkpoint", "drain", "protect")
-CHANGES = ("apply", "scale", "warm", "set_autoscaling", "acquire", "restart", "down", "shutdown", *KEEPING)
+CHANGES = ("apply", "scale", "warm", "set_autoscaling", "renew_budget", "acquire", "restart", "down", "shutdown", *KEEPING)
 
 
 def changes(server: Serving) -> int:
@@ -252,6 +254,7 @@ BAD_REQUESTS: list[tuple[str, str, bytes | None, int]] = [
     ("POST", f"/v1/agents/{AGENT_ID}/drain", b'{"now": 1}', 400),
     ("POST", "/v1/agents/A/drain", b"{}", 400),
     ("POST", "/v1/agents/A/protect", b"{}", 400),
+    ("POST", "/v1/fleets/demo/budget", b'{"tokens": 1}', 400),
     ("POST", f"/v1/agents/{AGENT_ID}/protect", b'{"protected": "no"}', 400),
     ("POST", "/v1/fleets/demo/acquire", b'{"timeout_seconds": 3601}', 400),
     ("POST", "/v1/fleets/demo/acquire", b'{"require_warm": "yes"}', 400),

@@ -100,6 +100,8 @@ def _probes(spec: FleetSpec) -> Said:
         yield "watchdog_seconds", "does not map: a cluster has no NOTIFY_SOCKET; give liveness.http, tcp or exec"
     if spec.stuck_after_seconds is not None:
         yield "stuck_after_seconds", "does not map: a cluster does not hear of an agent's progress; give liveness.http, tcp or exec"
+    if spec.budget.tokens is not None or spec.budget.cost_usd is not None:
+        yield "budget", "does not map: a cluster does not hear what agents spend"
     for key, probe in (("readiness", spec.readiness), ("liveness", spec.liveness)):
         if probe.http or probe.tcp:
             what = "http" if probe.http else "tcp"
