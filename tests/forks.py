@@ -61,12 +61,23 @@ class Forked:
 
 
 def start(
-    words: Sequence[str], *, cwd: str, environ: Mapping[str, str], streams: tuple[int, int, int], ready: int | None = None, session: bool
+    words: Sequence[str],
+    *,
+    cwd: str,
+    environ: Mapping[str, str],
+    streams: tuple[int, int, int],
+    ready: int | None = None,
+    session: bool,
+    times: Mapping[str, float] | None = None,
 ) -> Forked:
-    """Start `fleetctl` with these words and streams. `ready`: a descriptor that it gets too, and finds in FLEETCTL_READY_FD."""
+    """Start `fleetctl` with these words and streams.
+
+    `ready`: a descriptor that it gets too, and finds in FLEETCTL_READY_FD. `times`: constants of fleetctl's, with their modules, that
+    are other than they are, so that no test waits for what comes every five seconds.
+    """
     reader, writer = os.pipe()
-    asked = json.dumps({"words": list(words), "cwd": cwd, "environ": dict(environ), "ready": ready is not None, "session": session})
-    socket.send_fds(_parent(), [asked.encode()], [writer, *streams, *([] if ready is None else [ready])])
+    asked = {"words": list(words), "cwd": cwd, "environ": dict(environ), "session": session, "times": dict(times or {})}
+    socket.send_fds(_parent(), [json.dumps(asked).encode()], [writer, *streams, *([] if ready is None else [ready])])
     os.close(writer)
     return Forked(words, reader)
 
@@ -156,6 +167,10 @@ def _become(asked: dict[str, Any], given: list[int]) -> None:  # Any: JSON value
     for ready in given[3:]:
         os.set_inheritable(ready, True)
         os.environ["FLEETCTL_READY_FD"] = str(ready)
+    for name, seconds in asked["times"].items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(sys.modules[module], constant)
+        setattr(sys.modules[module], constant, seconds)
     os.chdir(asked["cwd"])
     sys.path[0] = os.getcwd()
     sys.argv[1:] = asked["words"]

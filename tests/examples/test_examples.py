@@ -16,7 +16,7 @@ import redis
 from tests.real.harness import ROOT, Place, eventually
 from tests.servers import require
 
-JOBS = 150
+JOBS = 90
 
 
 def test_hello_greets_from_every_agent_and_survives_a_kill(place: Place) -> None:
@@ -75,6 +75,8 @@ def test_queue_workers_lose_no_job_when_they_are_killed(place: Place, redis_url:
     shutil.copytree(ROOT / "examples/queue-worker", folder, ignore=shutil.ignore_patterns(".venv"))
     (folder / "redis.env").write_text(f"REDIS_URL={redis_url}\n")
     (folder / ".venv").symlink_to(sys.prefix)  # stands for the one that the README makes
+    worker = folder / "worker.py"
+    worker.write_text(worker.read_text().replace("ALIVE_SECONDS = 10", "ALIVE_SECONDS = 3"))
     assert "queue-worker  3 of 3 ready" in place.run("up", "--file", str(folder / "fleet.toml")).stdout
     produce = [sys.executable, str(folder / "produce.py"), str(JOBS)]
     subprocess.run(produce, env={**os.environ, "REDIS_URL": redis_url}, check=True, stdout=subprocess.DEVNULL)
@@ -137,7 +139,7 @@ def test_autoscaled_fleets_grow_under_load_and_shrink_when_it_is_gone(place: Pla
     text = (folder / "fleet.toml").read_text()
     for setting, value in {
         "scale_up_stabilization_seconds": 0.5,
-        "scale_down_stabilization_seconds": 2,
+        "scale_down_stabilization_seconds": 1,
         "autoscaling_interval_seconds": 0.5,
         "metrics_interval_seconds": 0.25,
         "window_seconds": 1,
@@ -149,7 +151,7 @@ def test_autoscaled_fleets_grow_under_load_and_shrink_when_it_is_gone(place: Pla
     sizes = {fleet["name"]: fleet["desired_replicas"] for fleet in place.client.status()["fleets"]}
     assert sizes == {"burn": 1, "calls": 1}
     load = [
-        subprocess.Popen([sys.executable, str(folder / "load.py"), str(folder / name), rate, "4"], stdout=subprocess.DEVNULL)
+        subprocess.Popen([sys.executable, str(folder / "load.py"), str(folder / name), rate, "3"], stdout=subprocess.DEVNULL)
         for name, rate in (("burn-jobs", "24"), ("calls-jobs", "20"))
     ]
     try:

@@ -70,8 +70,11 @@ class Place:
 
     # -- the daemon
 
-    def start(self, *, wait: bool = True, before: Sequence[str] = ()) -> float:
-        """Start a daemon in the background, as the command line does; the time when it was started. `before`: words before the command."""
+    def start(self, *, wait: bool = True, before: Sequence[str] = (), times: Mapping[str, float] | None = None) -> float:
+        """Start a daemon in the background, as the command line does; the time when it was started.
+
+        `before`: words before the command; `times`: see `forks.start`.
+        """
         reader, writer = os.pipe()
         began = time.monotonic()
         words = ["--state-dir", self.root, "daemon", "--background"]
@@ -84,7 +87,7 @@ class Place:
                 )
             else:
                 streams = (nothing.fileno(), log.fileno(), log.fileno())
-                self.daemon = forks.start(words, cwd="/", environ=self.environ(), streams=streams, ready=writer, session=True)
+                self.daemon = forks.start(words, cwd="/", environ=self.environ(), streams=streams, ready=writer, session=True, times=times)
         os.close(writer)
         with open(reader, "rb", buffering=0) as pipe:
             if wait:

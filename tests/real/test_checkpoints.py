@@ -303,7 +303,7 @@ HOARDER = ["sh", "-c", 'head -c 1500000 /dev/zero > "$STATE_DIRECTORY/data"; tra
 
 def crowded(place: Place) -> tuple[str, int, Path]:
     """An agent on a disk with room for the daemon's own writing, but not for its checkpoint: its id, its pid, and what is in the way."""
-    place.start()
+    place.start(times={"fleetctl.keeping.RETRY_SECONDS": 0.5})
     place.client.apply("web", spec("web", HOARDER, 1))
     eventually(lambda: place.settled("web", 1), "it runs")
     ((agent_id, pid),) = place.leaders().items()

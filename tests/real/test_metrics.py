@@ -1,7 +1,6 @@
 """Prometheus itself reads what the daemon tells."""
 
 import json
-import re
 import socket
 import subprocess
 import urllib.request
@@ -22,21 +21,10 @@ def free_port() -> int:
 def test_prometheus_reads_the_daemon(place: Place, tmp_path: Path) -> None:
     prometheus = require("prometheus")
     promtool = require("promtool", package="prometheus")
-    place.environment = {"FLEETCTL_METRICS_PORT": "0"}
-    place.start()
-    place.client.apply("web", spec("web", ["sleep", "600"], 2, warm_pool={"enabled": True, "size": 1}))
-    eventually(lambda: place.client.status()["fleets"][0]["warm_pool"]["current_size"] == 1, "the pool is full")
-    assert place.client.acquire("web")["from_warm_pool"]
-
-    text = place.run("metrics").stdout
-    checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=30)
-    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
-
-    found = re.search(r"metrics are at http://127\.0\.0\.1:(\d+)/metrics", place.daemon_log())
-    assert found
-    scrape = f"scrape_configs: [{{job_name: fleetctl, static_configs: [{{targets: ['127.0.0.1:{found[1]}']}}]}}]"
+    scraped, port = free_port(), free_port()
+    scrape = f"scrape_configs: [{{job_name: fleetctl, static_configs: [{{targets: ['127.0.0.1:{scraped}']}}]}}]"
     (tmp_path / "prometheus.yml").write_text(f"global: {{scrape_interval: 200ms}}\n{scrape}\n")
-    port = free_port()
+    # First of all, because it looks for what to scrape five seconds after its start.
     server = subprocess.Popen(
         [
             prometheus,
@@ -53,6 +41,15 @@ def test_prometheus_reads_the_daemon(place: Place, tmp_path: Path) -> None:
             return str(json.load(answer)["data"]["result"][0]["value"][1])
 
     try:
+        place.environment = {"FLEETCTL_METRICS_PORT": str(scraped)}
+        place.start()
+        place.client.apply("web", spec("web", ["sleep", "600"], 2, warm_pool={"enabled": True, "size": 1}))
+        eventually(lambda: place.client.status()["fleets"][0]["warm_pool"]["current_size"] == 1, "the pool is full")
+        assert place.client.acquire("web")["from_warm_pool"]
+        assert f"metrics are at http://127.0.0.1:{scraped}/metrics" in place.daemon_log()
+        text = place.run("metrics").stdout
+        checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=30)
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
         eventually(lambda: value("fleetctl_fleet_desired_replicas") == "3", "the size is scraped", 30)
         assert value("fleetctl_acquire_duration_seconds_count") == "1"
         assert value("up") == "1"

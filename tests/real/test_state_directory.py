@@ -6,7 +6,7 @@ import random
 import shutil
 import sqlite3
 import subprocess
-import sys
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 
 from fleetctl.daemon import main as daemon_main
 from fleetctl.errors import FleetctlError
+from tests import forks
 from tests.real.harness import Place, eventually, first_line, spec
 
 SLEEP = ["sleep", "1000"]
@@ -21,9 +22,9 @@ NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user or to mount a file system")
 
 
-def fleet_of(place: Place, replicas: int = 3) -> dict[str, int]:
+def fleet_of(place: Place, replicas: int = 3, times: Mapping[str, float] | None = None) -> dict[str, int]:
     """A fleet that runs; agent id -> pid."""
-    place.start()
+    place.start(times=times)
     place.client.apply("web", spec("web", SLEEP, replicas))
     eventually(lambda: place.settled("web", replicas), "the fleet is ready")
     return place.leaders()
@@ -40,12 +41,13 @@ def rewrite_records(place: Place, **process: object) -> None:
 
 
 def test_of_twenty_racers_exactly_one_becomes_the_daemon(place: Place) -> None:
-    command = [sys.executable, "-m", "fleetctl", "--state-dir", place.root, "daemon", "--background"]
+    words = ["--state-dir", place.root, "daemon", "--background"]
     racers, pipes = [], []
     for _ in range(20):
         reader, writer = os.pipe()
-        environ = place.environ() | {"FLEETCTL_READY_FD": str(writer)}
-        racers.append(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL, pass_fds=(writer,)))
+        with open(os.devnull, "r+b") as nothing:
+            streams = (nothing.fileno(), nothing.fileno(), nothing.fileno())
+            racers.append(forks.start(words, cwd="/", environ=place.environ(), streams=streams, ready=writer, session=False))
         os.close(writer)
         pipes.append(reader)
     try:
@@ -126,7 +128,7 @@ def test_what_a_killed_daemon_did_not_tidy_up_is_tidied_up_by_the_next(place: Pl
 
 
 def test_run_and_database_that_somebody_removed_come_back_under_a_live_daemon(place: Place) -> None:
-    agents = fleet_of(place)
+    agents = fleet_of(place, times={"fleetctl.daemon.server._CHECK_SECONDS": 0.2, "fleetctl.host.state._CHECK_SECONDS": 0.2})
     shutil.rmtree(f"{place.root}/run")
     os.unlink(f"{place.root}/fleetctl.db")
     place.client.close()
