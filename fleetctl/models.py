@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cache, lru_cache
 from operator import attrgetter
+from os import urandom
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -728,7 +729,7 @@ class HostUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened, as `fleetctl events` shows it. `at`: Unix time in seconds."""
+    """Something that happened, as `fleetctl events` shows it. `at`: Unix time in seconds; `id`: no other event's, wherever it is told."""
 
     at: float
     kind: str
@@ -736,6 +737,7 @@ class Event:
     message: str
     agent_id: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON values
+    id: str = field(default_factory=lambda: urandom(12).hex(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,7 +106,7 @@ def events(
     *,
     place: Place,
 ) -> None:
-    """Show what happened: starts, exits, restarts, changes, oldest first.
+    """Show what happened: starts, exits, restarts, changes, oldest first. In JSON each is a CloudEvent, with the id it has in every sink.
 
     \b
     Examples:
@@ -120,7 +120,7 @@ def events(
             with engine.follow_events(fleets[0] if len(fleets) == 1 else None, limit) as stream:
                 for event in stream:
                     if not fleets or event["fleet"] in fleets:
-                        _show(event, json=json)
+                        _show(event, engine.source, json=json)
             raise DaemonUnreachable("the daemon was stopped")
         try:
             found, silent = _of_fleets(fleets, limit, lambda fleet: engine.events(fleet, limit))
@@ -128,11 +128,13 @@ def events(
             say_offline(error, "the database tells")
             found, silent = _of_fleets(fleets, limit, lambda fleet: local(engine).offline_events(fleet, limit))
         _check_silent(engine, silent)
-    if json:
-        emit_json({"schema": "fleetctl/events/v1", "events": found})
-        return
+        if json:
+            from fleetctl.sinks.envelope import cloud_event
+
+            emit_json({"schema": "fleetctl/cloudevents/v1", "events": [cloud_event(event, engine.source) for event in found]})
+            return
     for event in found:
-        _show(event, json=False)
+        _show(event, "", json=False)
 
 
 def _plot(engine: LocalEngine, fleets: Sequence[str], limit: int, picture: str | None) -> None:
@@ -186,12 +188,14 @@ def _check_silent(engine: "Engine", names: Sequence[str]) -> None:
     check_fleets(names, there)
 
 
-def _show(event: "Mapping[str, object]", *, json: bool) -> None:
-    from fleetctl.cli.render import event_line
-
+def _show(event: "Mapping[str, object]", source: str, *, json: bool) -> None:
     if json:
-        emit_json(event)
+        from fleetctl.sinks.envelope import cloud_event
+
+        emit_json(cloud_event(event, source))
     else:
+        from fleetctl.cli.render import event_line
+
         emit_lines([event_line(event)])
 
 

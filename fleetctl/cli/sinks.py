@@ -78,18 +78,18 @@ def send(
     """
     from time import time
 
+    from fleetctl.models import Event, to_json
     from fleetctl.sinks.envelope import cloud_event
-    from fleetctl.sinks.joined import source_of
     from fleetctl.sinks.places import Trouble, place_of
 
     engine, found = _settings(state_dir)
     chosen = next((one for one in found if one.name == name), None)
     if chosen is None:
         raise NotFound(f"no sink {name}", hint=f"sinks here: {', '.join(one.name for one in found) or 'none'}")
-    event = {"at": time(), "kind": "sink.test", "fleet": None, "agent_id": None, "message": "fleetctl sinks test", "data": {}}
+    event = {**to_json(Event(at=time(), kind="sink.test", fleet="", message="fleetctl sinks test")), "fleet": None}
     try:
         place = place_of(chosen)
-        place.deliver([cloud_event(0, event, source_of(engine.paths))])
+        place.deliver([cloud_event(event, engine.source)])
         place.close()
     except Trouble as trouble:
         raise FleetctlError(f"sink {name} did not take it: {trouble}") from trouble

@@ -401,8 +401,9 @@ class Samples(TypedDict):
 
 
 class EventInfo(TypedDict):
-    """Something that happened. `at`: RFC 3339 UTC."""
+    """Something that happened. `at`: RFC 3339 UTC; `id`: no other event's, and the same in every sink."""
 
+    id: str
     at: str
     kind: str
     fleet: str

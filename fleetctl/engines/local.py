@@ -113,6 +113,10 @@ class LocalEngine:
     def history(self, fleet: str | None, limit: int) -> "list[HistoryEntry]":
         return self.client.history(fleet, limit)["entries"]
 
+    @property
+    def source(self) -> str:
+        return self.paths.source
+
     def events(self, fleet: str | None, limit: int) -> "list[EventInfo]":
         return self.client.events(fleet, limit)["events"]
 

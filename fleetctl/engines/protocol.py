@@ -74,6 +74,11 @@ class Engine(Protocol):
 
     def history(self, fleet: str | None, limit: int) -> "list[HistoryEntry]": ...
 
+    @property
+    def source(self) -> str:
+        """Whose events these are, as the `source` of CloudEvents."""
+        ...
+
     def events(self, fleet: str | None, limit: int) -> "list[EventInfo]": ...
 
     def follow_events(self, fleet: str | None, limit: int) -> "AbstractContextManager[Iterator[EventInfo]]":

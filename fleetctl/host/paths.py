@@ -67,6 +67,13 @@ class Paths:
     def wish(self, fleet: str) -> str:
         return f"{self.fleets}/{fleet}.json"
 
+    @property
+    def source(self) -> str:
+        """Which daemon speaks: the `source` of its CloudEvents."""
+        from urllib.parse import quote  # here, for few need it
+
+        return f"//{os.uname().nodename}{quote(self.root)}"
+
     def prepare(self) -> None:
         """Make the folders, all 0700. Raises StateDirectoryError: not ours, not writable, full, or too long for a socket."""
         length = len(os.fsencode(self.socket))

@@ -190,8 +190,19 @@ def _decoded(rows: Iterable[str]) -> list[Agent]:
 def _last(db: sqlite3.Connection, table: str, fleet: str | None, limit: int) -> list[dict[str, Any]]:
     assert table in ("events", "history", "samples")
     where, values = ("WHERE fleet = ?", [fleet]) if fleet else ("", [])
-    rows = db.execute(f"SELECT data FROM {table} {where} ORDER BY id DESC LIMIT ?", [*values, limit]).fetchall()
-    return [json.loads(row[0]) for row in reversed(rows)]
+    rows = db.execute(f"SELECT id, data FROM {table} {where} ORDER BY id DESC LIMIT ?", [*values, limit]).fetchall()
+    read = _event if table == "events" else _row
+    return [read(*row) for row in reversed(rows)]
+
+
+def _row(number: int, text: str) -> dict[str, Any]:
+    return dict(json.loads(text))
+
+
+def _event(number: int, text: str) -> dict[str, Any]:
+    """Those of old versions have no id. A database that was begun anew counts from 1 again; the time tells its events from the others."""
+    event = _row(number, text)
+    return {"id": f"{round(float(event.get('at') or 0.0) * 1e6)}-{number}", **event}
 
 
 class LocalStateManager:
@@ -275,7 +286,7 @@ class LocalStateManager:
             db = self._connected()
             last = db.execute("SELECT max(id) FROM events").fetchone()[0] or 0
             rows = db.execute("SELECT id, data FROM events WHERE id > ? ORDER BY id LIMIT ?", (number, limit)).fetchall()
-            return last, [(row[0], json.loads(row[1])) for row in rows]
+            return last, [(row[0], _event(*row)) for row in rows]
 
         return await self._run(read)
 

@@ -1,10 +1,8 @@
 """All sinks of one daemon."""
 
 import asyncio
-import os
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from fleetctl.errors import ConfigError
 from fleetctl.host.paths import Paths
@@ -28,11 +26,6 @@ def progress_of(paths: Paths, name: str) -> Progress:
     return load(progress_path(paths, name))
 
 
-def source_of(paths: Paths) -> str:
-    """Which daemon speaks: the `source` of its CloudEvents."""
-    return f"//{os.uname().nodename}{quote(paths.root)}"
-
-
 class Sinks:
     """Create it in the running loop; `start`, `notify` of each event, `close` at the end."""
 
@@ -51,8 +44,9 @@ class Sinks:
             return ""
         from fleetctl.sinks.pump import Pump  # with HTTP and TLS, which a daemon without sinks need not carry
 
-        source = source_of(self._paths)
-        self.pumps = [Pump(one, self._read_after, progress_path(self._paths, one.name), source=source, clock=time.time) for one in found]
+        self.pumps = [
+            Pump(one, self._read_after, progress_path(self._paths, one.name), source=self._paths.source, clock=time.time) for one in found
+        ]
         self._tasks = [asyncio.create_task(pump.run(), name=f"sink {pump.settings.name}") for pump in self.pumps]
         return ""
 

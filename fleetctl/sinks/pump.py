@@ -85,7 +85,7 @@ class Pump:
         wanted = [(number, row) for number, row in (*lost, *rows) if self.settings.wants(row) or row["kind"] == "sink.lost"]
         try:
             if wanted:
-                await self._in_thread(self._deliver, [cloud_event(number, row, self._source) for number, row in wanted])
+                await self._in_thread(self._deliver, [cloud_event(row, self._source) for _, row in wanted])
         except Trouble as trouble:
             if trouble.taken:
                 self._done(wanted[trouble.taken - 1][0], trouble.taken, last)

@@ -605,12 +605,31 @@ def test_inspect_shows_an_agent_or_a_fleet(daemon: FakeDaemon, fleetctl: Fleetct
 
 def test_history_and_events(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     daemon.events = [
-        {"at": "2026-01-31T12:00:00Z", "kind": "agent.started", "fleet": "web", "agent_id": "web-1", "message": "up", "data": {}}
+        {
+            "id": "e",
+            "at": "2026-01-31T12:00:00Z",
+            "kind": "agent.started",
+            "fleet": "web",
+            "agent_id": "web-1",
+            "message": "up",
+            "data": {"n": 1},
+        }
     ]
     assert "2 -> 5" in fleetctl("history").out
     assert json.loads(fleetctl("history", "--json").out)["entries"][0]["target_replicas"] == 5
     assert fleetctl("events").out == "2026-01-31 12:00:00Z  agent.started     web-1             up\n"
-    assert json.loads(fleetctl("events", "--json").out)["events"] == daemon.events
+    (told,) = json.loads(fleetctl("events", "--json").out)["events"]
+    source = told.pop("source")
+    assert source.startswith("//")
+    assert told == {
+        "specversion": "1.0",
+        "id": "e",
+        "type": "fleetctl.agent.started",
+        "subject": "web-1",
+        "time": "2026-01-31T12:00:00Z",
+        "datacontenttype": "application/json",
+        "data": {"fleet": "web", "agent_id": "web-1", "message": "up", "n": 1},
+    }
 
 
 @pytest.mark.parametrize("command", [["history"], ["events"], ["events", "-f"]])
@@ -627,14 +646,22 @@ def test_history_and_events_of_an_unknown_fleet_are_status_5(command: list[str],
 def test_reads_take_names_of_several_fleets(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     daemon.fleets |= {name: a_fleet(name, 1) for name in ("api", "job", "web")}
     daemon.events = [
-        {"at": f"2026-01-31T12:00:0{number}Z", "kind": "agent.started", "fleet": name, "agent_id": "x", "message": name, "data": {}}
+        {
+            "id": name,
+            "at": f"2026-01-31T12:00:0{number}Z",
+            "kind": "agent.started",
+            "fleet": name,
+            "agent_id": "x",
+            "message": name,
+            "data": {},
+        }
         for number, name in enumerate(("web", "api", "job"))
     ]
     assert fleetctl("ps", "-q", "api", "web").out == "api-00000\nweb-00000\n"
     assert [fleet["name"] for fleet in json.loads(fleetctl("status", "api", "web", "--json").out)["fleets"]] == ["api", "web"]
     assert fleetctl("wait", "api", "web").out == "api: 1 of 1 ready; web: 1 of 1 ready\n"
-    assert [event["message"] for event in json.loads(fleetctl("events", "api", "--fleet", "web", "--json").out)["events"]] == ["web", "api"]
-    assert [event["message"] for event in json.loads(fleetctl("events", "api", "web", "-n1", "--json").out)["events"]] == ["api"]
+    assert [event["id"] for event in json.loads(fleetctl("events", "api", "--fleet", "web", "--json").out)["events"]] == ["web", "api"]
+    assert [event["id"] for event in json.loads(fleetctl("events", "api", "web", "-n1", "--json").out)["events"]] == ["api"]
     assert len(json.loads(fleetctl("history", "web", "--json").out)["entries"]) == 1
     for command in (["ps", "-q"], ["status"], ["wait"], ["events"], ["history"]):
         daemon.entries = []

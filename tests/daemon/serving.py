@@ -48,7 +48,8 @@ def agent() -> Json:
 
 
 def event(number: int) -> Json:
-    return {"at": AT, "kind": "started", "fleet": "demo", "agent_id": AGENT_ID, "message": f"event {number}", "data": {"number": number}}
+    more = {"at": AT, "kind": "started", "fleet": "demo", "agent_id": AGENT_ID, "message": f"event {number}"}
+    return {"id": f"e{number}", **more, "data": {"number": number}}
 
 
 AUTOSCALING: Json = {

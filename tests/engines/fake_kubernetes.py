@@ -135,7 +135,7 @@ class FakeKubernetes:
         self.add(
             "events",
             {
-                "metadata": {"name": f"{name}.{self._number:x}", "creationTimestamp": stamp},
+                "metadata": {"name": f"{name}.{self._number:x}", "uid": f"e{self._number}", "creationTimestamp": stamp},
                 "involvedObject": {"kind": kind, "name": name},
                 "reason": reason,
                 "message": message,

@@ -383,7 +383,8 @@ def test_events_and_history_are_those_of_the_fleet(cluster: FakeKubernetes, flee
     ]  # fmt: skip
     assert entries[1]["reason"] == "cpu resource utilization above target"
     events = json.loads(fleetctl("events", "--json").out)["events"]
-    assert [event["agent_id"] for event in events if event["kind"] == "pod.started"] == [pod]
+    assert [event["subject"] for event in events if event["type"] == "fleetctl.pod.started"] == [pod]
+    assert len({event["id"] for event in events}) == len(events)
     assert len(json.loads(fleetctl("events", "web", "-n", "2", "--json").out)["events"]) == 2
 
 

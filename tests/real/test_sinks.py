@@ -66,6 +66,7 @@ def test_events_reach_a_file_and_a_redis_that_was_away(place: Place) -> None:
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert [one["id"] for one in lines] == [one["id"] for one in sent]
     assert len({one["id"] for one in sent}) == len(sent)
+    assert json.loads(place.run("events", "--json", "-n", "1000").stdout)["events"] == sent
     assert 'fleetctl_sink_delivered_total{sink="redis"}' in place.run("metrics").stdout
 
 

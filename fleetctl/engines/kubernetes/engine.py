@@ -370,6 +370,11 @@ class KubernetesEngine:
         scalers = self._list("autoscaling/v2", "HorizontalPodAutoscaler")
         return happenings.history(self._events(), scalers, fleets, limit)
 
+    @property
+    def source(self) -> str:
+        target = self.api.target
+        return f"/kubernetes/{target.context}/{target.namespace}"
+
     def events(self, fleet: str | None, limit: int) -> list[EventInfo]:
         return happenings.events(self._events(), [fleet] if fleet else self.fleet_names(), limit)
 

@@ -41,7 +41,10 @@ def told(event: Object, fleet: str) -> EventInfo:
     about = event.get("involvedObject") or {}
     kind, name = str(about.get("kind", "")), str(about.get("name", ""))
     data: dict[str, Any] = {"type": event.get("type"), "count": event.get("count") or 1, "object": f"{kind}/{name}"}  # Any: JSON values
+    metadata = event.get("metadata") or {}
     return {
+        # A cluster counts an event that repeats in the same object.
+        "id": f"{metadata.get('uid', '')}-{event.get('count') or 1}",
         "at": rfc3339(moment(event)),
         "kind": f"{kind.lower()}.{_snake(str(event.get('reason', '')))}",
         "fleet": fleet,
