@@ -13,7 +13,19 @@ from typing import Any
 from fleetctl.core.contract import Report
 from fleetctl.core.demand import Reading
 from fleetctl.core.memory import Memory, carried_over, started
-from fleetctl.core.observation import Look, Polled, count, custom_readings, host_limits, look, observe, readings, sample
+from fleetctl.core.observation import (
+    Counts,
+    Look,
+    Polled,
+    count,
+    custom_readings,
+    host_limits,
+    is_idle,
+    look,
+    observe,
+    readings,
+    sample,
+)
 from fleetctl.core.orders import Wish
 from fleetctl.core.policy import Policy, policy_of, scheduled
 from fleetctl.core.scaling import Evaluation, evaluate
@@ -43,6 +55,8 @@ class Autoscaler:
         self._host: HostUsage | None = None
         self._polled: Mapping[str, Polled] = {}
         self._backlog: int | None = None
+        self._connected = False
+        self._taken = (0.0, 0.0)  # when the measurements before the last and the last were
         self._reports: Mapping[str, Report] = {}
         self._memory: Memory | None = None
         self._policy: tuple[FleetSpec, int, Policy] | None = None
@@ -94,8 +108,11 @@ class Autoscaler:
         *,
         polled: Mapping[str, Polled] | None = None,
         backlog: int | None = None,
+        connected: bool = False,
     ) -> None:
-        """Remember one measurement. `polled`: what sources outside of the agents said; `backlog`: connections that no agent has taken."""
+        """Remember one measurement. `polled`: what sources outside of the agents said; `backlog`: connections that no agent has taken;
+        `connected`: there are some, taken or not, or were since the last measurement.
+        """
         now = self._clock.monotonic()
         first = not self._agents
         watched: dict[str, _Watched] = {}
@@ -114,7 +131,13 @@ class Autoscaler:
                 self._add(one, seen, spec, now, host)
             watched[agent.id] = one
         self._agents, self._host, self._reports = watched, host, reports
-        self._polled, self._backlog = polled or {}, backlog
+        self._polled, self._backlog, self._connected = polled or {}, backlog, connected
+        self._taken = self._taken[1], now
+        self._measured.set()
+
+    def called(self, backlog: int) -> None:
+        """So many connections wait, and the fleet has nobody to take them: decide now."""
+        self._backlog, self._connected = backlog, True
         self._measured.set()
 
     def _add(self, one: _Watched, seen: Usage, spec: FleetSpec, now: float, host: HostUsage | None) -> None:
@@ -133,7 +156,7 @@ class Autoscaler:
 
     def evaluate(self, wish: Wish, agents: Iterable[Agent]) -> Evaluation | None:
         """What to do now, by all that was measured; None while there is nothing to decide. If it `acts`, it has to be carried out."""
-        if not wish.replicas and self._policy_of(wish.spec).min_replicas:
+        if not wish.replicas and self._policy_of(wish.spec).min_replicas and not wish.wakes:
             # As in Kubernetes: none at all is a wish of its own, and not one to be overruled.
             self.last, self._resting = None, "it rests, because the fleet is scaled to 0"
             return None
@@ -154,7 +177,8 @@ class Autoscaler:
         working = max(0, wish.replicas - counts.blocked)
         found |= custom_readings(metrics, self._polled, found, working, now=now, window_seconds=policy.window_seconds)
         limits = host_limits(self._host, [seen.looks[-1] for _, seen in known])
-        seen = observe(wish.replicas, counts, found, now=now, wall=wall, host=limits)
+        pending, idle = self._work(policy, counts, found) if policy.idle_seconds is not None else (0, False)
+        seen = observe(wish.replicas, counts, found, now=now, wall=wall, host=limits, pending=pending, idle=idle)
         before = self._memory
         evaluation, self._memory = evaluate(policy, seen, before)
         self.last = evaluation
@@ -162,6 +186,15 @@ class Autoscaler:
         if self._memory.tick_at != before.tick_at or evaluation.acts:
             self._samples.append(_recorded(evaluation, policy, counts.ready, wall))
         return evaluation
+
+    def _work(self, policy: Policy, counts: Counts, found: Mapping[str, Reading]) -> tuple[int, bool]:
+        """How many requests wait, and whether nobody has any work."""
+        seen = {
+            agent.id: (known.looks[-1] if (known := self._agents.get(agent.id)) and known.looks else None, self._reports.get(agent.id))
+            for agent in counts.working
+        }
+        pending = self._backlog or 0
+        return pending, is_idle(policy, counts, found, seen, connected=pending > 0 or self._connected, since=self._taken[0])
 
     def carried_out(self, evaluation: Evaluation) -> None:
         up = evaluation.decision.action == "scale_up"

@@ -122,6 +122,7 @@ class Fleet:
         self._task = asyncio.create_task(self.supervisor.run(), name=f"fleet {self.spec.name}")
         self._autoscaling = asyncio.create_task(self._autoscale(), name=f"autoscaler of {self.spec.name}")
         self._update_probing()
+        self._wait_for_work()
         return self._task
 
     async def close(self) -> None:
@@ -134,6 +135,7 @@ class Fleet:
             await self._probing.close()
         if self._polling is not None:
             await self._polling.close()
+        self._lifecycle.on_connection(self.spec, None)
         if self.budget.unsaved and not self.wish.down:
             with suppress(StateDirectoryError):
                 await self._store_spending()
@@ -201,7 +203,24 @@ class Fleet:
             self._polling.update(self.spec)
         if self.spec.autoscaling.enabled:
             polled = self._polling.polled if self._polling is not None else {}
-            self.autoscaler.take(self.spec, self.agents, usage, host, self.reports, polled=polled, backlog=self.backlog())
+            connected = self.wish.wakes and bool(self.spec.sockets) and self._lifecycle.connected(self.spec)
+            self.autoscaler.take(
+                self.spec, self.agents, usage, host, self.reports, polled=polled, backlog=self.backlog(), connected=connected
+            )
+        self._wait_for_work()
+
+    def _wait_for_work(self) -> None:
+        """While there are no replicas, have the first connection wake the autoscaler; else agents take them, and nobody else looks."""
+        if not self.spec.sockets:
+            return
+        if not self.wish.wakes or self.wish.replicas:
+            self._lifecycle.on_connection(self.spec, None)
+        else:
+            self._lifecycle.on_connection(self.spec, self._called)
+
+    def _called(self) -> None:
+        waiting = self.backlog()
+        self.autoscaler.called(1 if waiting is None else waiting)
 
     def _watch_limits(self, usage: Mapping[str, Usage]) -> None:
         """Have those stopped that use more than they may, where nothing else holds them to it."""
@@ -524,6 +543,7 @@ class Fleet:
             self.supervisor.set_wish(replace(wish, mode=self.wish.mode, paused=self.wish.paused))
             self._heed_budget()
             self._update_probing()
+            self._wait_for_work()
             if limits != self.spec.resource_limits:
                 self._lifecycle.limit([agent for agent in self.agents if agent.process], self.spec)
             if self._grown or any(agent.wish_owed or agent.wish_shrunk is not None for agent in self.agents):

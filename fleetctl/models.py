@@ -426,7 +426,7 @@ class AutoscalingSpec:
         Setting(
             doc="With min_replicas = 0: without any work for this long, no agent is kept; the first request brings one back",
             gt=0,
-            supported=False,
+            le=86400,
         ),
     ] = None
 

@@ -84,6 +84,14 @@ class LifecycleManager(Protocol):
         """How many connections wait in the fleet's listening sockets; None where it has none, or the kernel does not tell."""
         ...
 
+    def connected(self, spec: FleetSpec) -> bool:
+        """Whether a connection waits at the fleet's listening sockets, is open, or was there since the last call."""
+        ...
+
+    def on_connection(self, spec: FleetSpec, call: Callable[[], None] | None) -> None:
+        """Call this once, from the event loop, when a connection waits at the fleet's listening sockets; None: do so no more."""
+        ...
+
     def release(self, process: ProcessRef) -> None:
         """Reap and forget a process that ended and whose tree is empty."""
         ...

@@ -220,7 +220,8 @@ class FakeLifecycleManager:
     `spawn_errors`: for each of the next spawns the error it raises, or None. `ignore_stop`: new processes do not act on the stop
     signal. `suspend_seconds`: how long it takes. `cannot_suspend`, `cannot_resume`: ids of agents that do not do it; `claim_errors`:
     for each of the next claims the error it raises, or None. `spawned`, `sent`, `suspended`, `resumed` and `killed` record what was
-    asked for, by agent id; `claims` what was written. `backlogs`: what `backlog` tells, by fleet; `limited`: agents
+    asked for, by agent id; `claims` what was written. `backlogs`: what `backlog` tells, by fleet; `connections`: fleets to whose
+    sockets somebody is connected; `awaited`: who is called at the next connection; `limited`: agents
     whose limits were changed while they ran; `only_watched`: what `watched_limits` tells.
     """
 
@@ -235,6 +236,8 @@ class FakeLifecycleManager:
         self.claim_errors: deque[StateDirectoryError | None] = deque()
         self.claims: dict[str, Mapping[str, object]] = {}
         self.backlogs: dict[str, int] = {}
+        self.connections: set[str] = set()
+        self.awaited: dict[str, Callable[[], None]] = {}
         self.limited: list[str] = []
         self.only_watched: Collection[str] = ()
         self.suspended: list[str] = []
@@ -316,6 +319,21 @@ class FakeLifecycleManager:
 
     def backlog(self, spec: FleetSpec) -> int | None:
         return self.backlogs.get(spec.name)
+
+    def connected(self, spec: FleetSpec) -> bool:
+        return bool(self.backlogs.get(spec.name)) or spec.name in self.connections
+
+    def on_connection(self, spec: FleetSpec, call: Callable[[], None] | None) -> None:
+        if call is None:
+            self.awaited.pop(spec.name, None)
+        else:
+            self.awaited[spec.name] = call
+
+    def connect(self, fleet: str) -> None:
+        """One more connection waits at the fleet's sockets."""
+        self.backlogs[fleet] = self.backlogs.get(fleet, 0) + 1
+        if (call := self.awaited.pop(fleet, None)) is not None:
+            call()
 
     def release(self, process: ProcessRef) -> None:
         self._watched.pop(process, None)

@@ -69,9 +69,9 @@ class Place:
 
     async def start(self, spec: FleetSpec | None = None, agents: tuple[object, ...] = ()) -> None:
         wish = Wish(spec=spec or self.spec)
-        hands = FakeLifecycleManager(self.machine)
+        self.hands = FakeLifecycleManager(self.machine)
         known = tuple(self.state.agents.values())
-        self.fleet = Fleet(wish, lifecycle_manager=hands, state_manager=self.state, clock=self.clock, agents=known)
+        self.fleet = Fleet(wish, lifecycle_manager=self.hands, state_manager=self.state, clock=self.clock, agents=known)
         self.fleet.start()
         await settled()
 
@@ -469,6 +469,99 @@ def test_slots_and_gauges_that_agents_report_count() -> None:
         assert place.size > 2
 
     place.run(story)
+
+
+TO_ZERO = replace(
+    SPEC,
+    replicas=3,
+    min_replicas=0,
+    sockets={"http": "127.0.0.1:8080"},
+    warm_pool=WarmPoolSpec(enabled=True, size=1),
+    autoscaling=AutoscalingSpec(enabled=True, idle_seconds=60.0),
+)
+
+
+def test_a_fleet_without_work_goes_to_zero_and_the_first_connection_wakes_a_warm_instance_at_once() -> None:
+    place = Place(TO_ZERO)
+
+    async def story(fleet: Fleet) -> None:
+        hands = place.hands
+        place.load = lambda agent_id: usage(0.2)
+        hands.connections.add("demo")
+        await place.passes(200)
+        assert place.size == 3, "somebody is connected"
+        assert not hands.awaited, "agents take the connections"
+        hands.connections.clear()
+        await place.passes(70, until=lambda: place.size == 0)
+        await place.passes(40)
+        assert [(move[0], move[1]) for move in place.moves()] == [(3, 0)]
+        (pooled,) = fleet.agents
+        assert (pooled.state, pooled.pooled) == (AgentState.SUSPENDED, True)
+        assert fleet.autoscaling_status()["reason"] == "at zero, waiting for a request"
+        asked = place.clock.monotonic()
+        hands.connect("demo")
+        await settled()
+        assert (place.size, [agent.ready for agent in fleet.agents if agent.id == pooled.id]) == (1, [True])
+        assert place.clock.monotonic() < asked + 1, "not at the next measurement"
+        decision = place.state.history[-1][1]
+        assert (decision.reason, decision.cause) == ("1 request is pending and no replica is there", "autoscaler")
+        assert not hands.awaited
+
+    place.run(story)
+
+
+def test_a_full_disk_at_zero_keeps_nobody_busy_and_the_connection_is_not_forgotten() -> None:
+    place = Place(replace(TO_ZERO, replicas=0))
+
+    async def story(fleet: Fleet) -> None:
+        place.state.fails = lambda attempt: True
+        place.hands.connect("demo")
+        await settled()
+        assert (place.size, place.hands.awaited) == (0, {})
+        place.state.fails = lambda attempt: False
+        await place.passes(5)
+        assert place.size == 1
+
+    place.run(story)
+
+
+def test_a_schedule_and_a_size_set_by_hand_bring_a_fleet_back_from_zero() -> None:
+    # The fake day begins at 22:13:20 UTC.
+    schedule = ScheduleSpec(cron="20 22 * * *", duration_seconds=600, min_replicas=2)
+    place = Place(replace(TO_ZERO, replicas=0, autoscaling=replace(TO_ZERO.autoscaling, schedules=(schedule,))))
+
+    async def story(fleet: Fleet) -> None:
+        place.load = lambda agent_id: usage(0.2)
+        await fleet.scale(1)
+        await place.passes(50)
+        assert place.size == 1
+        await place.passes(60, until=lambda: place.size == 0)
+        assert place.size == 0
+        await place.passes(400, until=lambda: place.size == 2)
+        assert place.state.history[-1][1].reason == "0 replicas are fewer than min_replicas 2"
+        await place.passes(900, until=lambda: place.size == 0)
+        assert place.size == 0
+
+    place.run(story)
+
+
+def test_only_a_fleet_that_waits_for_work_looks_at_its_sockets() -> None:
+    async def awaited(**changes: object) -> bool:
+        await place.start(replace(TO_ZERO, replicas=0))
+        assert place.hands.awaited
+        await place.fleet.apply(replace(place.fleet.spec, **changes))  # type: ignore[arg-type]  # by name
+        await settled()
+        waits = bool(place.hands.awaited)
+        await place.fleet.close()
+        return waits
+
+    off = replace(TO_ZERO.autoscaling, enabled=False)
+    recommending = replace(TO_ZERO.autoscaling, mode=AutoscalingMode.RECOMMEND)
+    for changes, waits in (({"max_replicas": 5}, True), ({"replicas": 1}, False), ({"autoscaling": off}, False)):
+        place = Place()
+        assert run_in_fake_time(place.clock, awaited(**changes)) is waits
+    place = Place()
+    assert run_in_fake_time(place.clock, awaited(autoscaling=recommending)) is False
 
 
 def test_connections_that_wait_in_the_sockets_count_as_pending() -> None:

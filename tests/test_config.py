@@ -321,8 +321,24 @@ MISTAKES = [
     (HEAD + "stop_signal = 'term'\n", ["no such signal; did you mean TERM?"]),
     (HEAD + "stop_signal = 'SIGKIL'\n", ["no such signal; did you mean KILL?"]),
     (HEAD + "stop_signal = 15\n", ["fleet.stop_signal = 15: must be the name of a signal, like TERM or INT"]),
-    # not there yet
-    (HEAD + "[fleet.autoscaling]\nidle_seconds = 70.0\n", ["fleet.toml:5: fleet.autoscaling.idle_seconds = 70: not supported yet"]),
+    # to zero
+    (
+        HEAD + "min_replicas = 1\n[fleet.autoscaling]\nidle_seconds = 70.0\n[fleet.sockets]\nhttp = '127.0.0.1:0'\n",
+        ["fleet.toml:6: fleet.autoscaling.idle_seconds = 70: needs min_replicas = 0, or the fleet is never without agents (it is 1)"],
+    ),
+    (
+        HEAD + "min_replicas = 0\n[fleet.autoscaling]\nidle_seconds = 70\n",
+        ["idle_seconds = 70: nothing would tell of work while there is no agent; give [fleet.sockets], or a metric with a target"],
+    ),
+    (
+        HEAD + "min_replicas = 0\n[fleet.autoscaling]\nidle_seconds = 70\n[fleet.autoscaling.metrics.jobs]\ntarget = 5\nagents = 'jobs'\n",
+        ["idle_seconds = 70: nothing would tell of work while there is no agent"],
+    ),
+    (
+        HEAD + "min_replicas = 0\n[fleet.autoscaling]\nidle_seconds = 70\nmin_available = 1\n[fleet.sockets]\nhttp = '127.0.0.1:0'\n",
+        ["idle_seconds = 70: min_available keeps agents that have nothing to do; leave one of the two out"],
+    ),
+    (HEAD + "[fleet.autoscaling]\nidle_seconds = 0\n", ["idle_seconds = 0: must be a number above 0, at most 86400"]),
     (
         HEAD + "max_replicas = 5\n[fleet.autoscaling]\nmin_available = 6\n",
         ["fleet.toml:6: fleet.autoscaling.min_available = 6 is more than max_replicas (5)"],
@@ -380,10 +396,6 @@ MISTAKES = [
     ),
     (HEAD + "target_cpu_utilization = 95\n", ["fleet.target_cpu_utilization = 95: must be a number above 0, at most 90"]),
     (HEAD + '[fleet.autoscaling]\nmode = "maybe"\n', ['fleet.autoscaling.mode = "maybe": must be one of "act", "recommend"']),
-    (
-        HEAD + "[autoscaling]\nidle_seconds = 60\n",
-        ["fleet.toml:5: autoscaling.idle_seconds = 60: not supported yet"],
-    ),
     (HEAD + "[graceful_drain]\ndrain_signal = 'USR3'\n", ['graceful_drain.drain_signal = "USR3": no such signal; did you mean USR2?']),
     (HEAD + "[graceful_drain]\ncheckpoint_signal = 'KILL'\n", ['graceful_drain.checkpoint_signal = "KILL": no agent can act on KILL']),
 ]
@@ -616,10 +628,15 @@ def test_spec_survives_json(folder: Path) -> None:
     assert config.spec_from_json(json.loads(json.dumps(config.spec_to_json(spec)))) == spec
 
 
-def test_unsupported_setting_passes_at_its_default_and_not_otherwise() -> None:
-    config.spec_from_json({**MINIMAL, "autoscaling": {"idle_seconds": None}, "warm_pool": {"enabled": True}})
-    with pytest.raises(ConfigError, match=r"^autoscaling.idle_seconds = 60: not supported yet"):
-        config.spec_from_json({**MINIMAL, "autoscaling": {"idle_seconds": 60}})
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"sockets": {"http": "127.0.0.1:0"}, "autoscaling": {"idle_seconds": 60}},
+        {"autoscaling": {"idle_seconds": 60, "metrics": {"jobs": {"file": "jobs", "target": 5}}}},
+    ],
+)
+def test_a_fleet_goes_to_zero_where_something_tells_of_work(source: Mapping[str, Any]) -> None:
+    assert config.spec_from_json({**MINIMAL, "min_replicas": 0, **source}).autoscaling.idle_seconds == 60
 
 
 @pytest.mark.parametrize(
@@ -769,9 +786,11 @@ def test_bounds_hold_for_settings_that_may_be_left_out(folder: Path, line: str) 
 
 def test_starter_with_every_comment_taken_off_loads_and_changes_nothing(folder: Path) -> None:
     plain = load_one(folder, config.starter("x")).spec
-    spec = load_one(folder, re.sub(r"^#([a-z_]+ = )", r"\1", config.starter("x"), flags=re.MULTILINE)).spec
+    text = re.sub(r"^#([a-z_]+ = )", r"\1", config.starter("x"), flags=re.MULTILINE)
+    spec = load_one(folder, text.replace("min_replicas = 1\n", "min_replicas = 0\n", 1)).spec  # which idle_seconds needs
     assert spec == dataclasses.replace(
         plain,
+        min_replicas=0,
         environment={"GREETING": "hello"},
         env_file=str(folder / ".env"),
         secret_env={"API_KEY": "env:API_KEY"},

@@ -105,7 +105,7 @@ def _autoscaling_because(found: Object) -> Iterable[str]:
         winner = ", which wins" if proposal["metric"] == last["winner"] and len(last["proposals"]) > 1 else ""
         gaps = f"; {count(proposal['gaps'], 'agent')} not measured" if proposal["gaps"] else ""
         yield f"{proposal['reason']} -> {wish}{winner}{gaps}"
-    if not last["proposals"]:
+    if not last["proposals"] or not found["current_replicas"]:
         yield str(last["reason"])
 
 
@@ -122,7 +122,9 @@ def _autoscaling_next(found: Object) -> Iterable[str]:
     elif wish != current:
         yield f"it wishes for {count(wish, 'agent')}"
     soon = found["next_decision_seconds"]
-    if soon is not None:
+    if soon is not None and not current:
+        yield f"it decides again in {duration(soon)}; where a connection wakes it, at once"
+    elif soon is not None:
         yield f"it decides again in {duration(soon)}; a load that is much too high for {count(current, 'agent')}, at any measurement"
 
 

@@ -346,6 +346,33 @@ def _check_autoscaling_numbers(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(("autoscaling", key), f" is more than max_replicas ({shown(most)})")
 
 
+def _check_idle(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """A fleet may go to zero only where that is allowed, and where something can tell that there is work again."""
+    section = values.get("autoscaling")
+    if not isinstance(section, dict) or section.get("idle_seconds") in (None, _REFUSED):
+        return
+    where: KeyPath = ("autoscaling", "idle_seconds")
+    least, metrics = _number_in(values, "min_replicas"), section.get("metrics")
+    told = isinstance(metrics, dict) and any(_tells_of_work(one) for one in metrics.values())
+    if least:
+        yield Problem(where, f": needs min_replicas = 0, or the fleet is never without agents (it is {shown(least)})")
+    elif _number_in(values, "autoscaling", "min_available"):
+        yield Problem(where, ": min_available keeps agents that have nothing to do; leave one of the two out")
+    elif not values.get("sockets") and not told:
+        yield Problem(
+            where,
+            ": nothing would tell of work while there is no agent; give [fleet.sockets], or a metric with a target that is read "
+            "outside of the agents and is the whole fleet's, like the length of a queue",
+        )
+
+
+def _tells_of_work(metric: object) -> bool:
+    """Whether this metric is a number of the whole fleet that is known without any agent."""
+    if not isinstance(metric, dict) or metric.get("target") is None or metric.get("scope", "total") != "total":
+        return False
+    return metric.get("agents") is None
+
+
 def _check_command(values: Mapping[str, Any]) -> Iterator[Problem]:
     command, shell = values.get("command"), values.get("shell", False)
     if isinstance(command, str) and shell is False:
@@ -471,7 +498,7 @@ _RULES = (
     _check_metrics,
     _check_schedules,
 )
-_RULES_OF_SEVERAL = (_check_replicas, _check_pairs, _check_autoscaling_numbers)
+_RULES_OF_SEVERAL = (_check_replicas, _check_pairs, _check_autoscaling_numbers, _check_idle)
 
 
 def _unsupported(values: Mapping[str, Any], *, even_defaults: bool) -> Iterator[Problem]:

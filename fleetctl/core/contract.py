@@ -79,6 +79,13 @@ class Report:
     cost: float | None = None
 
     @property
+    def works(self) -> bool | None:
+        """Whether it has something to do, as far as it said; None where it said nothing of that."""
+        if self.idle or (self.active is None and self.pending is None):
+            return False if self.idle else None
+        return bool(self.active or self.pending)
+
+    @property
     def at_rest(self) -> bool:
         """Whether it said that it has nothing to do: that it is idle, or that nothing is in work and nothing waits."""
         return self.idle or (self.active == 0 and self.pending == 0)

@@ -15,6 +15,8 @@ MIB = 1024 * 1024
 SATURATED_PERCENT = 95.0
 # An agent below this much of its limit says little about what a busy one takes.
 BUSY_PERCENT = 50.0
+# An agent that uses more than this has something to do; less is what programs spend on looking at their clocks.
+IDLE_PERCENT = 1.0
 RESERVED_SHARE = 0.05
 # A part of the agents that failed is theirs to explain; this part is the fleet's.
 FAILED_SHARE = 0.25
@@ -146,6 +148,35 @@ def _scoped(metric: MetricSpec, value: float, replicas: int, *, at: float) -> Re
     return Reading(total=value * replicas, replicas=replicas, at=at)
 
 
+def is_idle(
+    policy: Policy,
+    counts: "Counts",
+    found: Mapping[str, Reading],
+    seen: Mapping[str, tuple[Look | None, Report | None]],
+    *,
+    connected: bool,
+    since: float,
+) -> bool:
+    """Whether nothing has work, or waits for somebody to work on it, as far as anybody can tell.
+
+    `seen`: of each agent its last look and its report; `connected`: a connection waits at the fleet's sockets, is open, or was since the
+    last time; `since`: when that was. What the agents say counts, and of those that say nothing what they do; where it cannot be told,
+    there is work.
+    """
+    if connected or counts.starting or counts.blocked:
+        return False
+    totals = (found.get(one.metric) for one in policy.targets)
+    if any(one.error or one.total > 0 for one in totals if one is not None and one.replicas is None):
+        return False
+    return not any(_is_busy(*seen.get(agent.id, (None, None)), since) for agent in counts.working)
+
+
+def _is_busy(look: Look | None, report: Report | None, since: float) -> bool:
+    if report is not None and report.works is not None:
+        return report.works or (report.moved_at is not None and report.moved_at >= since)
+    return look is None or look.cpu is None or look.cpu >= IDLE_PERCENT
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """The agents of a fleet as the rule counts them. `working`: those whose values count."""
@@ -204,6 +235,8 @@ def observe(
     now: float,
     wall: float,
     host: Host | None,
+    pending: int = 0,
+    idle: bool = False,
     tick: bool = False,
 ) -> Observation:
     return Observation(
@@ -214,6 +247,8 @@ def observe(
         blocked=counts.blocked,
         protected=min(counts.protected, replicas),
         unavailable=max(0, replicas - counts.ready),
+        pending=pending,
+        idle=idle,
         crash_looping=counts.failed > 0 and counts.failed >= FAILED_SHARE * replicas,
         host=host,
         at=wall,

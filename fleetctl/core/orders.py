@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fleetctl.models import Agent, AgentState, FleetSpec, Replace
+from fleetctl.models import Agent, AgentState, AutoscalingMode, FleetSpec, Replace
 
 
 class Mode(StrEnum):
@@ -19,8 +19,8 @@ class Mode(StrEnum):
 class Wish:
     """What the user wants of one fleet. `down`: nothing of it shall remain; `down_now`: without time to finish.
 
-    `pool_alone`: the warm pool is held also where no replicas are wished for. `paused`: why nothing of it runs for now; what ran is
-    stopped, and comes back when that is over.
+    `pool_alone`: the warm pool is held also where no replicas are wished for, and no load can bring any back. `paused`: why nothing of it
+    runs for now; what ran is stopped, and comes back when that is over.
     """
 
     spec: FleetSpec
@@ -38,6 +38,13 @@ class Wish:
     def starts(self) -> bool:
         """Whether anything may be started."""
         return self.mode is Mode.RUN and (self.down or not self.paused)
+
+    @property
+    def wakes(self) -> bool:
+        """Whether a fleet that has no replicas waits for work, which brings one back."""
+        wanted = self.spec.autoscaling
+        acts = wanted.enabled and wanted.mode is AutoscalingMode.ACT
+        return acts and wanted.idle_seconds is not None and not self.down and self.starts
 
 
 @dataclass(frozen=True, slots=True)

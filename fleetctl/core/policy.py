@@ -113,6 +113,7 @@ def policy_of(spec: FleetSpec) -> Policy:
         min_available=wanted.min_available,
         failure_threshold=wanted.failure_threshold,
         fallback=Fallback(behavior=wanted.fallback, replicas=wanted.fallback_replicas),
+        idle_seconds=wanted.idle_seconds,
         recommend=wanted.mode is AutoscalingMode.RECOMMEND,
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import floor, inf, isfinite
 from typing import Any
 
-from fleetctl.core.demand import Proposal, propose
+from fleetctl.core.demand import Proposal, Target, propose
 from fleetctl.core.memory import Growth, Memory, not_after
 from fleetctl.core.policy import Host, Observation, Policy, Rate
 from fleetctl.models import FallbackBehavior, ScalingDecision, to_json
@@ -23,6 +23,7 @@ FUTILE_SECONDS = 600.0
 # A growth so soon after a shrink, in down windows, means that the shrink was a mistake. Longer saves more reversals, and costs more
 # replica-hours on loads that come and go.
 REGRET_WINDOWS = 1
+AT_ZERO = "at zero, waiting for a request"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,9 @@ def evaluate(policy: Policy, seen: Observation, memory: Memory) -> tuple[Evaluat
     tick = _is_tick(policy, seen, memory)
     working = max(0, seen.replicas - seen.blocked)
     max_age = 2 * policy.window_seconds
-    proposals = tuple(propose(one, seen.readings.get(one.metric), working, now=seen.now, max_age_seconds=max_age) for one in policy.targets)
+    proposals = tuple(
+        propose(one, seen.readings.get(one.metric), working, now=seen.now, max_age_seconds=max_age) for one in _measurable(policy, seen)
+    )
     if tick:
         memory = _at_tick(policy, seen, memory, proposals)
     if memory.futile:
@@ -108,9 +111,18 @@ def _notice(policy: Policy, seen: Observation, memory: Memory) -> Memory:
         memory = replace(memory, replicas=seen.replicas)
     if memory.tick_at is not None and memory.tick_at > now:
         memory = not_after(memory, now)
-    if policy.idle_seconds is not None and seen.idle != (memory.idle_since is not None):
-        memory = replace(memory, idle_since=now if seen.idle else None)
+    # Whoever sets another size gets the whole time without work anew.
+    resting = seen.idle and not moved
+    if policy.idle_seconds is not None and resting != (memory.idle_since is not None):
+        memory = replace(memory, idle_since=now if resting else None)
     return memory
+
+
+def _measurable(policy: Policy, seen: Observation) -> Iterable[Target]:
+    """The metrics that can be known: without any replica only those that are found outside of them."""
+    if seen.replicas:
+        return policy.targets
+    return (one for one in policy.targets if (found := seen.readings.get(one.metric)) is not None and found.replicas is None)
 
 
 def _outside(policy: Policy, seen: Observation) -> _Wish | None:
@@ -121,7 +133,8 @@ def _outside(policy: Policy, seen: Observation) -> _Wish | None:
     if seen.replicas < lowest:
         reason = f"{seen.replicas} replicas are fewer than min_replicas {policy.min_replicas}"
         if not policy.min_replicas:
-            reason = f"{seen.pending} requests are pending and no replica is there"
+            pending = "1 request is" if seen.pending == 1 else f"{seen.pending} requests are"
+            reason = f"{pending} pending and no replica is there"
         return _Wish(replicas=lowest, reason=reason)
     return None
 
@@ -143,7 +156,7 @@ def _is_tick(policy: Policy, seen: Observation, memory: Memory) -> bool:
 
 def _at_tick(policy: Policy, seen: Observation, memory: Memory, proposals: Sequence[Proposal]) -> Memory:
     """Count failures, and judge growths that had time to work."""
-    failed = memory.failed_ticks + 1 if all(proposal.error for proposal in proposals) else 0
+    failed = memory.failed_ticks + 1 if proposals and all(proposal.error for proposal in proposals) else 0
     if failed != memory.failed_ticks:
         memory = replace(memory, failed_ticks=failed)
     return _judge(seen, memory, proposals) if memory.growths or memory.futile else memory
@@ -180,6 +193,8 @@ def _without_futile(proposal: Proposal, working: int, memory: Memory) -> Proposa
 
 def _combined(policy: Policy, seen: Observation, memory: Memory, proposals: Sequence[Proposal]) -> _Wish:
     """The largest proposal; blocked replicas, which are no capacity, come on top."""
+    if not proposals:
+        return _Wish(replicas=0, reason=_at_zero(policy))
     failed = [one for one in proposals if one.error and not (one.target.optional and one.target.metric not in seen.readings)]
     winner = None
     for one in proposals:
@@ -190,7 +205,7 @@ def _combined(policy: Policy, seen: Observation, memory: Memory, proposals: Sequ
     working = seen.replicas - seen.blocked
     wish = _Wish(
         replicas=winner.wish + (seen.blocked if working > 0 else 0),
-        reason=winner.reason,
+        reason=winner.reason if seen.replicas else _at_zero(policy, winner),
         winner=winner.target.metric,
         urgent=winner.wish > working and (not working or any(one.urgent and not one.futile for one in proposals)),
     )
@@ -199,6 +214,12 @@ def _combined(policy: Policy, seen: Observation, memory: Memory, proposals: Sequ
     if failed and wish.replicas < seen.replicas:
         return wish.cut(seen.replicas, "hold", failed[0].reason)
     return wish
+
+
+def _at_zero(policy: Policy, winner: Proposal | None = None) -> str:
+    if winner is not None and winner.wish:
+        return f"{winner.target.label} is {winner.load:g} and no replica is there"
+    return AT_ZERO if policy.idle_seconds is not None else "no replica is there"
 
 
 def _strength(proposal: Proposal) -> tuple[int, float]:
@@ -224,9 +245,16 @@ def _clipped(policy: Policy, seen: Observation, memory: Memory, wish: _Wish) -> 
     if wish.replicas > policy.max_replicas:
         return wish.cut(policy.max_replicas, "bound", f"max_replicas is {policy.max_replicas}")
     lowest = max(policy.min_replicas, seen.protected)
+    if policy.idle_seconds is not None and memory.idle_since is not None and seen.replicas and not lowest:
+        left = _left(memory.idle_since, policy.idle_seconds, seen.now)
+        if left <= 0:  # whatever the metrics say: agents that do nothing use memory, and a little of the CPU
+            return _Wish(replicas=0, reason=f"no work for {policy.idle_seconds:g} s")
+        text = f"none is kept after {policy.idle_seconds:g} s without work"
+        wish = replace(wish, limits=(*wish.limits, Limit(kind="idle", text=text, seconds_left=left)))
     if not lowest and seen.replicas:
-        since, wait = memory.idle_since, policy.idle_seconds
-        lowest = 0 if wait is not None and since is not None and seen.now - since >= wait else min(1, policy.max_replicas)
+        lowest = min(1, policy.max_replicas)
+        if wish.replicas < lowest and policy.idle_seconds is not None:
+            return replace(wish, replicas=lowest)  # what it waits for is said above
     if wish.replicas < lowest:
         text = f"{lowest} agents are protected" if lowest > policy.min_replicas and seen.protected else f"the minimum is {lowest}"
         return wish.cut(lowest, "bound", text)
@@ -316,12 +344,12 @@ def _until_tick(policy: Policy, seen: Observation, memory: Memory) -> Limit:
 
 def _shrinkage(policy: Policy, seen: Observation, memory: Memory, wish: _Wish, tick: bool) -> tuple[int, tuple[Limit, ...]]:
     """How far to shrink now: to the largest wish of the window, as fast as the rates allow, and never while one is starting."""
-    held = _until_tick(policy, seen, memory) if not tick else _unrest(policy, seen, memory) if wish.replicas else None
+    # Zero is wished for only after a calm of its own, which no tick has to confirm.
+    held = None if not wish.replicas else _unrest(policy, seen, memory) if tick else _until_tick(policy, seen, memory)
     if held is None and seen.starting:
         held = Limit(kind="starting", text=f"{seen.starting} replicas are still starting")
     if held is not None:
         return seen.replicas, (held,)
-    # Zero is wished for only after a calm of its own.
     target, limits = max(memory.wishes[0][1], wish.replicas) if wish.replicas else 0, []
     if policy.down_rates:
         sizes = [rate.least(_size_before(rate, seen, memory)) for rate in policy.down_rates]

@@ -13,8 +13,8 @@ STARTING_AT_ONCE = 2
 
 
 def wished_size(wish: Wish) -> int:
-    """How many instances the pool shall hold; a fleet that runs nothing needs none, unless they are what it is for."""
-    needed = not wish.down and (wish.replicas > 0 or wish.pool_alone)
+    """How many instances the pool shall hold; a fleet that runs nothing needs none, unless it waits for work or they are what it is for."""
+    needed = not wish.down and (wish.replicas > 0 or wish.pool_alone or wish.wakes)
     if wish.mode is not Mode.RUN or not needed or not wish.spec.warm_pool.enabled:
         return 0
     return wish.spec.warm_pool.size

@@ -325,7 +325,8 @@ class Control:
             kept = min(max(known.spec.replicas, wanted.min_replicas if known.spec.replicas else 0), wanted.max_replicas)
             wanted = replace(wanted, replicas=kept)
         warning = ""
-        if follows_load(wanted) and known is not None and known.wish.replicas and replicas_given:  # at 0 no load decides anything
+        decides = known is not None and (known.wish.replicas or known.wish.wakes)  # else at 0 no load decides anything
+        if follows_load(wanted) and known is not None and decides and replicas_given:
             kept = min(max(known.spec.replicas, wanted.min_replicas), wanted.max_replicas)
             if kept != wanted.replicas:
                 warning = f"; replicas = {wanted.replicas} is ignored while autoscaling is on"
@@ -654,6 +655,8 @@ def _what_the_autoscaler_does(spec: FleetSpec, replicas: int) -> str:
     """What becomes of a size that was asked for by hand; empty where nothing does."""
     if not follows_load(spec):
         return ""
+    if not replicas and spec.autoscaling.idle_seconds is not None:
+        return "; autoscaling is on: work brings an agent back"
     if not replicas and spec.min_replicas:
         return "; autoscaling rests until it is scaled up again"
     up, down = spec.scale_up_stabilization_seconds, spec.scale_down_stabilization_seconds

@@ -73,6 +73,7 @@ class LocalLifecycleManager:
         self._suspended: dict[str, list[procfs.Stat]] = {}
         self._discarded: list[str] = []
         self._spares = Spares(self.paths.run)
+        self._awaited: dict[str, list[int]] = {}  # descriptors at which a connection is waited for, by fleet
         self._reaping = False
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.sockets = sockets.ListeningSockets(self.paths, umask=umask)
@@ -181,6 +182,25 @@ class LocalLifecycleManager:
         """How many connections wait in the fleet's sockets; None where it has none, or the kernel does not tell."""
         known = [waiting for waiting in self.sockets.backlogs(spec).values() if waiting is not None]
         return sum(known) if known else None
+
+    def connected(self, spec: FleetSpec) -> bool:
+        return self.sockets.connected(spec.name)
+
+    def on_connection(self, spec: FleetSpec, call: Callable[[], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        for fd in self._awaited.pop(spec.name, ()):
+            loop.remove_reader(fd)
+        if call is None:
+            return
+        with contextlib.suppress(ConfigError):  # one that cannot be had again after a crash, which `trouble` tells
+            self._awaited[spec.name] = [held.socket.fileno() for held in self.sockets.held(spec)]
+        for fd in self._awaited.get(spec.name, ()):
+            loop.add_reader(fd, self._has_connection, spec, call)
+
+    def _has_connection(self, spec: FleetSpec, call: Callable[[], None]) -> None:
+        """Nobody may take the connection for a while: until then the loop would not sleep."""
+        self.on_connection(spec, None)
+        call()
 
     def environment_of(self, agent: Agent, spec: FleetSpec) -> dict[str, str]:
         """What the agent finds in it. Raises SpawnFailed."""

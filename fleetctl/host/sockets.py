@@ -33,6 +33,7 @@ _HELD_FROM = 64  # ours are kept clear of the numbers that they are to have in a
 _SYS_PIDFD_GETFD = 438
 _TCP_INFO_UNACKED = 24  # offset in struct tcp_info; of a listening socket it is the length of its accept queue
 _ESTABLISHED_BUT_OURS_TO_SERVE = {0x01, 0x08}  # ESTABLISHED, CLOSE_WAIT: somebody may wait for an answer
+_CLOSED = {0x04, 0x05, 0x06, 0x09, 0x0B}  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING
 _SO_ACCEPTCON = 1 << 16
 
 
@@ -52,6 +53,7 @@ class ListeningSockets:
         self._paths, self._umask = paths, umask
         self._held: dict[str, dict[str, Held]] = {}
         self._troubles: dict[str, ConfigError] = {}
+        self._connections: dict[str, set[str]] = {}
 
     def listen(self, spec: FleetSpec, processes: Iterable[ProcessRef] = ()) -> None:
         """Hold every socket that the spec declares: those that live agents have, others by binding them. Raises ConfigError.
@@ -112,6 +114,7 @@ class ListeningSockets:
         """Let go of all sockets of a fleet of which nothing is left."""
         self._drop(fleet, set(self._held.get(fleet, {})))
         self._held.pop(fleet, None)
+        self._connections.pop(fleet, None)
         self._troubles.pop(fleet, None)
         with contextlib.suppress(OSError):
             os.unlink(self._paths.sockets(fleet))
@@ -152,6 +155,16 @@ class ListeningSockets:
         """Whether one of these processes has accepted a connection on a socket of the fleet, and not closed it."""
         addresses = [held.address for held in self._held.get(fleet, {}).values()]
         return bool(addresses) and is_serving(addresses, pids)
+
+    def connected(self, fleet: str) -> bool:
+        """Whether a connection to a socket of the fleet waits, is open, or was there since the last call, as far as the kernel knows.
+
+        What was closed by our end, or by a client on this machine, it knows for a minute; of others only what is open now.
+        """
+        held = list(self._held.get(fleet, {}).values())
+        known, self._connections[fleet] = self._connections.get(fleet, set()), _closed({one.address.port for one in held} - {0})
+        addresses = [one.address for one in held]
+        return any(backlog(one.socket) for one in held) or bool(_accepted(addresses)) or bool(self._connections[fleet] - known)
 
     def _found_or_bound(self, fleet: str, name: str, text: str, remembered: str | None, processes: list[ProcessRef]) -> Held:
         declared = parse(text)
@@ -270,10 +283,30 @@ def backlog(sock: socket.socket) -> int | None:
 
 def is_serving(addresses: Iterable[Address], pids: Iterable[int]) -> bool:
     """Whether one of these processes holds a connection that was accepted at one of these addresses."""
+    connected = _accepted(addresses)
+    return any(f"socket:[{inode}]" in files for files in map(procfs.open_files, pids) for inode in connected)
+
+
+def _accepted(addresses: Iterable[Address]) -> set[str]:
+    """The inodes of the connections that were accepted at one of these addresses, and are open."""
     addresses = list(addresses)
     ports, paths = {address.port for address in addresses if not address.path}, {address.path for address in addresses if address.path}
-    connected = (_tcp_connections(ports) if ports else set()) | (_unix_connections(paths) if paths else set())
-    return any(f"socket:[{inode}]" in files for files in map(procfs.open_files, pids) for inode in connected)
+    return (_tcp_connections(ports) if ports else set()) | (_unix_connections(paths) if paths else set())
+
+
+def _closed(ports: set[int]) -> set[str]:
+    """Connections at these ports of which one end was closed not long ago, as the kernel's table names them."""
+    found = set()
+    for table in ("tcp", "tcp6") if ports else ():
+        with contextlib.suppress(OSError), open(f"/proc/net/{table}", encoding="ascii") as file:
+            next(file)
+            for line in file:
+                _, ours, theirs, state, _ = line.split(None, 4)
+                # Who closes first keeps the trace of it; where that is a client on this machine, its end is the near one.
+                ends = (ours, theirs) if ours.partition(":")[0] == theirs.partition(":")[0] else (ours,)
+                if int(state, 16) in _CLOSED and any(int(end.rpartition(":")[2], 16) in ports for end in ends):
+                    found.add(f"{ours} {theirs}")
+    return found
 
 
 def listening(pids: Iterable[int]) -> list[Address]:

@@ -182,6 +182,18 @@ def test_progress_is_dated_by_its_last_change() -> None:
     assert merge(same, read(f"{X}PROGRESS=1"), 30.0).moved_at == 30.0  # a counter that starts anew has moved
 
 
+def test_work_is_remembered_that_is_over_when_somebody_looks() -> None:
+    report = merge(Report(), read(f"{X}ACTIVE=0\nSTATUS=waits"), 1.0)
+    assert report.works is False
+    report = merge(report, read(f"{X}ACTIVE=1"), 2.0)
+    assert (report.works, report.moved_at) == (True, 2.0)
+    report = merge(report, read(f"{X}ACTIVE=0"), 3.0)
+    report = merge(report, read("STATUS=waits again"), 4.0)
+    assert (report.works, report.moved_at) == (False, 3.0)
+    assert merge(Report(), read("STATUS=x"), 1.0).works is None
+    assert merge(Report(), read(f"{X}PENDING=1"), 1.0).works
+
+
 def test_whoever_takes_up_work_is_idle_no_more() -> None:
     idle = merge(Report(), read(f"{X}IDLE=1\n{X}ACTIVE=0"), 0.0)
     assert idle.idle

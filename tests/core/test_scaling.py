@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from math import ceil, inf, nan
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from fleetctl.core.demand import Reading, Sample, Target, cpu, custom, memory, occupancy, occupancy_percent, pending, propose, read
 from fleetctl.core.memory import Memory, started
 from fleetctl.core.policy import Fallback, Host, Observation, Policy, Rate
-from fleetctl.core.scaling import Evaluation, evaluate
+from fleetctl.core.scaling import AT_ZERO, Evaluation, evaluate
 from fleetctl.errors import ConfigError
 from fleetctl.models import FallbackBehavior
 
@@ -406,6 +407,72 @@ def test_scale_to_zero_and_back() -> None:
     assert (found.decision.target_replicas, found.acts) == (1, True)
     assert found.decision.reason == "3 requests are pending and no replica is there"
     assert once(replace(policy, idle_seconds=None), replace(woken, replicas=1, pending=0, idle=True)).decision.target_replicas == 1
+
+
+TO_ZERO = Policy(min_replicas=0, targets=(cpu(), custom("jobs", 5.0, total=True)), idle_seconds=60.0)
+
+
+def at_rest(now: float, replicas: int, jobs: float = 0.0, **changes: Any) -> Observation:
+    readings = {"cpu": Reading(total=0.4 * replicas, replicas=replicas, at=now), "jobs": Reading(total=jobs, at=now)}
+    return replace(Observation(now=now, replicas=replicas, readings=readings, idle=not jobs), **changes)
+
+
+def test_all_agents_go_at_once_and_at_any_sample_when_none_had_work_for_long() -> None:
+    memory = started(0.0, 7)
+    for now in range(0, 60, 5):
+        found, memory = evaluate(TO_ZERO, at_rest(now, 7), memory)
+        assert not found.acts
+        assert found.limits[0].kind == "idle"
+    assert found.limits[0].seconds_left == 5
+    found, memory = evaluate(TO_ZERO, at_rest(60, 7), memory)
+    assert (found.decision.target_replicas, found.decision.reason, found.acts) == (0, "no work for 60 s", True)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept", "reason"),
+    [
+        ({"idle": False}, 1, "CPU utilization 0.4% < target 70%"),
+        ({"protected": 2}, 2, "2 agents are protected"),
+        ({"starting": 1, "idle": False}, 3, "1 replicas are still starting"),
+    ],
+)
+def test_what_keeps_a_fleet_from_going_to_zero(change: dict[str, Any], kept: int, reason: str) -> None:
+    policy, memory, size = replace(TO_ZERO, scale_down_stabilization_seconds=0.0), started(0.0, 3), 3
+    for now in range(0, 91, 5):  # to the end of a tick
+        found, memory = evaluate(policy, at_rest(now, size, **change), memory)
+        size = found.decision.target_replicas
+    assert (size, reason in found.decision.reason) == (kept, True), found.decision.reason
+
+
+def test_a_moment_of_work_and_a_size_set_by_hand_begin_the_wait_anew() -> None:
+    memory = started(0.0, 1)
+    for now in range(0, 120, 5):
+        found, memory = evaluate(TO_ZERO, at_rest(now, 1, idle=now != 50), memory)
+        assert found.acts == (now == 115), now
+        if found.acts:
+            break
+    for now in range(120, 400, 5):  # at zero for long
+        found, memory = evaluate(TO_ZERO, at_rest(now, 0), memory)
+        assert (found.decision.target_replicas, found.decision.reason) == (0, AT_ZERO)
+    for now in range(400, 500, 5):
+        found, memory = evaluate(TO_ZERO, at_rest(now, 1), memory)
+        if found.acts:
+            break
+    assert now == 465
+
+
+def test_at_zero_only_what_is_known_without_agents_counts() -> None:
+    policy = replace(TO_ZERO, fallback=Fallback(behavior=FallbackBehavior.STATIC, replicas=4))
+    memory = started(0.0, 0)
+    sockets_only = replace(policy, targets=(cpu(),))
+    for now in range(0, 300, 30):  # no agent that could be measured is no failure
+        found, memory = evaluate(sockets_only, at_rest(now, 0), memory)
+        assert (found.decision.target_replicas, found.decision.reason, found.proposals) == (0, AT_ZERO, ())
+    found, memory = evaluate(policy, at_rest(301, 0, jobs=12), memory)
+    assert (found.decision.target_replicas, found.decision.reason, found.acts) == (3, "jobs is 12 and no replica is there", True)
+    broken = replace(at_rest(400, 0), readings={"jobs": Reading(error="it is broken")}, idle=False)
+    found, _ = evaluate(policy, broken, started(0.0, 0))
+    assert (found.decision.target_replicas, found.decision.reason) == (0, "jobs unavailable: it is broken; held: no metric is available")
 
 
 def test_a_size_that_somebody_else_set_starts_the_cooldowns() -> None:

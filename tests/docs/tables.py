@@ -99,10 +99,6 @@ def status_view() -> str:
     return f"```text\n{render.plain(render.fleet_lines(fleet, 110))}```\n"
 
 
-def planned_settings() -> str:
-    return ", ".join(f"`{info.key}`" for info in config.settings() if not info.supported) + ".\n"
-
-
 def _default(info: SettingInfo) -> str:
     if info.required:
         return "required"
@@ -117,7 +113,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "first settings": first_settings,
     "status view": status_view,
     "settings": supported_settings,
-    "planned": planned_settings,
 }
 
 

@@ -192,6 +192,11 @@ def test_metrics_of_ones_own_are_asked_of_the_clusters_adapter(scope: MetricScop
     assert "autoscaling.metrics.backlog" in {note.setting for note in notes(a_spec(autoscaling=auto))}
 
 
+def test_that_a_cluster_goes_to_zero_otherwise_is_told() -> None:
+    to_zero = a_spec(min_replicas=0, sockets={"http": "127.0.0.1:0"}, autoscaling=AutoscalingSpec(enabled=True, idle_seconds=60.0))
+    assert any(note.setting == "autoscaling.idle_seconds" and "KEDA" in note.text for note in notes(to_zero))
+
+
 def test_an_untrusted_agent_is_shut_in() -> None:
     policy = manifests.objects(SPECS["untrusted"])[0]
     assert (policy["kind"], policy["spec"]["policyTypes"]) == ("NetworkPolicy", ["Ingress", "Egress"])

@@ -306,6 +306,27 @@ def test_who_has_accepted_a_connection_is_serving(store: ListeningSockets, state
     store.close(spec.name)
 
 
+@pytest.mark.parametrize("declared", ["127.0.0.1:0", "[::1]:0", "unix"])
+@pytest.mark.parametrize("closes_first", ["client", "agent"])
+def test_whether_anybody_is_or_was_connected(store: ListeningSockets, state_dir: str, declared: str, closes_first: str) -> None:
+    spec = fleet(http=f"unix:{state_dir}/s" if declared == "unix" else declared)
+    store.listen(spec)
+    (address,) = store.addresses(spec).values()
+    (held,) = store.held(spec)
+    assert not store.connected("web")
+    client = connected(address)
+    wait_until(lambda: store.connected("web"))  # it waits to be accepted
+    taken = held.socket.accept()[0]
+    assert store.connected("web"), "it is open"
+    for end in (client, taken) if closes_first == "client" else (taken, client):
+        end.close()
+    if declared != "unix":  # where the kernel keeps no trace of what was closed
+        wait_until(lambda: store.connected("web"))
+    wait_until(lambda: not store.connected("web"))
+    with socket.create_server(("127.0.0.1", 0)) as other, connected(Address(host="127.0.0.1", port=other.getsockname()[1])):
+        assert not store.connected("web"), "that is no socket of the fleet"
+
+
 def test_a_socket_that_does_not_listen_has_no_known_backlog() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         assert backlog(udp) is None

@@ -140,7 +140,9 @@ def _scaling(spec: FleetSpec) -> Said:
     if auto.enabled and auto.mode == "recommend":
         yield "autoscaling.mode", '"recommend" does not map: nothing is scaled, and nothing is recommended'
     elif auto.enabled:
-        if spec.min_replicas == 0:
+        if auto.idle_seconds is not None:
+            yield "autoscaling.idle_seconds", "does not map: an HPA keeps at least 1; the cluster's HPAScaleToZero, or KEDA, goes to none"
+        elif spec.min_replicas == 0:
             yield "min_replicas", "an HPA keeps at least 1"
         for key in ("scale_up_stabilization_seconds", "scale_down_stabilization_seconds"):
             if getattr(spec, key) > 3600:
