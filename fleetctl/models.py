@@ -292,6 +292,9 @@ class ResourceLimitsSpec:
     memory_limit_mb: Annotated[float | None, Setting(doc="MiB for an agent: 100 % of its memory utilization", gt=0, le=1 << 30)] = None
     pids_limit: Annotated[int | None, Setting(doc="Processes and threads of an agent", ge=1, le=1 << 22)] = None
     nofile: Annotated[int | None, Setting(doc="Open files of each of its processes", ge=16, le=1 << 30)] = None
+    nice: Annotated[
+        int | None, Setting(doc="Share of a busy CPU: 19 gives way to all others; below 0 comes first and takes privilege", ge=-20, le=19)
+    ] = None
     enforce: Annotated[
         Enforce,
         Setting(doc="Hold agents to these: as far as this machine can (auto), refuse to start where it cannot (require), or not (off)"),

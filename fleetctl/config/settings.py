@@ -60,6 +60,7 @@ _EXAMPLES = {
     "resource_limits.memory_limit_mb": 512.0,
     "resource_limits.pids_limit": 200,
     "resource_limits.nofile": 1024,
+    "resource_limits.nice": 10,
     "autoscaling.target_memory_utilization": 80.0,
     "autoscaling.target_pending": 10.0,
     "autoscaling.scale_down_rates": ["1 per 60 s"],

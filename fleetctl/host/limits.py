@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fleetctl.errors import ConfigError
+from fleetctl.host import priority
 from fleetctl.models import Enforce, ResourceLimitsSpec
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _LEAST_QUOTA_US = 1_000  # the kernel takes no less
 _CONTROLLERS = ("cpu", "memory", "pids")
 _LIMIT_OF = {"cpu": "cpu_limit", "memory": "memory_limit_mb", "pids": "pids_limit"}
 _DAEMON_GROUP = "fleetctl-daemon"
-_CAP_SYS_RESOURCE = 24
+_CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class LocalLimits:
         self._name = f"fleetctl-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
         self._mounts, self._own = mounts, own
         self._why_not: dict[str, str] = {}
+        self._niced: set[str] = set()
 
     @cached_property
     def controllers(self) -> Mapping[str, Controller]:
@@ -70,13 +72,15 @@ class LocalLimits:
                 found[key] = f"cgroup v{group.version}" if group else "" if name == "cpu" else "watch"
         if limits.nofile is not None:
             found["nofile"] = "rlimit" if _may_have_files(limits.nofile) else ""
+        if limits.nice is not None:
+            found["nice"] = "priority" if _may_be_nice(limits.nice) else ""
         return found
 
     def check(self, limits: ResourceLimitsSpec) -> None:
         """Raise ConfigError where a limit has to be held, and nothing here can."""
         held = self.mechanisms(limits)
         for key, by in held.items():
-            if not by and (limits.enforce is Enforce.REQUIRE or key == "nofile"):
+            if not by and (limits.enforce is Enforce.REQUIRE or key in ("nofile", "nice")):
                 raise ConfigError(f"resource_limits.{key} = {getattr(limits, key):g} cannot be held here: {self.why_not(key)}")
 
     def notes(self, limits: ResourceLimitsSpec) -> list[str]:
@@ -92,6 +96,8 @@ class LocalLimits:
 
     def why_not(self, key: str) -> str:
         """Why a limit cannot be held here, or only by watching."""
+        if key == "nice":
+            return "a value below that of the daemon takes root, CAP_SYS_NICE or a higher RLIMIT_NICE"
         if key == "nofile":
             return f"this user may have at most {resource.getrlimit(resource.RLIMIT_NOFILE)[1]} open files"
         names = [name for name, limit in _LIMIT_OF.items() if limit == key and name not in self.controllers]
@@ -130,6 +136,18 @@ class LocalLimits:
             except OSError as error:
                 log.warning("%s: %s: %s", agent_id, _LIMIT_OF[controller.name], error)
 
+    def prioritize(self, agent_id: str, limits: ResourceLimitsSpec, pids: Iterable[int]) -> None:
+        """Give these processes of an agent the priority that it is to have, if any; where we may not raise one, it stays as low as it is."""
+        wanted = limits.nice if "nice" in self.mechanisms(limits) else None
+        if wanted is None and agent_id not in self._niced:
+            return
+        self._niced.add(agent_id)
+        for pid in pids:
+            try:
+                priority.set_nice(pid, priority.own() if wanted is None else wanted)
+            except PermissionError:
+                log.warning("%s: pid %d keeps its priority until it is restarted: raising it takes privilege", agent_id, pid)
+
     def ran_out_of_memory(self, agent_id: str) -> bool:
         """Whether the kernel killed a process of the agent because it wanted more than its group may have."""
         controller = self.controllers.get("memory")
@@ -148,6 +166,7 @@ class LocalLimits:
 
     def remove(self, agent_id: str) -> None:
         """Remove the agent's groups, where nothing of it is left in them."""
+        self._niced.discard(agent_id)
         for controller in self.controllers.values() if "controllers" in self.__dict__ else ():
             folder = self._folder(controller, agent_id)
             with contextlib.suppress(OSError):
@@ -329,13 +348,19 @@ def _bytes(mebibytes: float) -> int:
 
 
 def _may_have_files(number: int) -> bool:
-    return number <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] or _can_raise_limits()
+    return number <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] or _is_capable(_CAP_SYS_RESOURCE)
 
 
-def _can_raise_limits() -> bool:
+def _may_be_nice(value: int) -> bool:
+    soft = resource.getrlimit(resource.RLIMIT_NICE)[0]
+    least = -20 if soft == resource.RLIM_INFINITY or _is_capable(_CAP_SYS_NICE) else 20 - soft
+    return value >= min(priority.own(), least)
+
+
+def _is_capable(number: int) -> bool:
     for line in _lines("/proc/self/status"):
         if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+            return bool(int(line.split()[1], 16) >> number & 1)
     return False
 
 

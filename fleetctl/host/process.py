@@ -106,6 +106,7 @@ class LocalLifecycleManager:
             tag.give(pid, agent.token)
         with contextlib.suppress(OSError):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, self.limits.files(spec.resource_limits) or self._file_limit)
+        self.limits.prioritize(agent.id, spec.resource_limits, [pid])
         found = None
         with contextlib.suppress(OSError):
             found = procfs.stat(pid)
@@ -171,6 +172,7 @@ class LocalLifecycleManager:
         for _ in range(_LIMIT_ROUNDS):  # what was born in the first is found in the next
             for agent_id, tree in self.finder.trees(agents).items():
                 self.limits.apply(agent_id, spec.resource_limits, [stat.pid for stat in tree])
+                self.limits.prioritize(agent_id, spec.resource_limits, [stat.pid for stat in tree])
         for agent in agents:
             if agent.process:
                 self._limited[agent.process] = agent.id

@@ -129,6 +129,23 @@ def test_more_files_than_possible_are_refused(machine: Machine) -> None:
         limits.check(ResourceLimitsSpec(nofile=hard + 1))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "soft", "privileged", "possible"),
+    [(0, 0, False, True), (19, 0, False, True), (-1, 0, False, False), (-1, 20, False, False), (-1, 21, False, True), (-20, 0, True, True)],
+)
+def test_who_comes_first_has_to_be_allowed_to(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, wanted: int, soft: int, privileged: bool, possible: bool
+) -> None:
+    monkeypatch.setattr("fleetctl.host.limits._is_capable", lambda number: privileged)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
+    monkeypatch.setattr("fleetctl.host.priority.own", lambda: 0)
+    limits, asked = machine.limits(), ResourceLimitsSpec(nice=wanted)
+    assert limits.mechanisms(asked) == {"nice": "priority" if possible else ""}
+    if not possible:
+        with pytest.raises(ConfigError, match=r"resource_limits\.nice = -1 cannot be held here: a value below that of the daemon"):
+            limits.check(asked)
+
+
 # -- on this machine
 
 HELD = LocalLimits("/nowhere").mechanisms(ALL)
@@ -258,3 +275,30 @@ def test_a_group_that_cannot_be_made_now_holds_up_this_agent_only(world: RealWor
     monkeypatch.setattr(world.manager.limits, "prepare", fail)
     with pytest.raises(SpawnFailed, match="/sys/fs/cgroup/cpu/x: Permission denied"):
         world.manager.spawn(new_agent(), spec("", cpu_limit=1))
+
+
+THREADS = """
+import subprocess, threading, time
+subprocess.Popen(["sleep", "600"])
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+print("READY", flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_agent_has_its_priority_from_its_start_and_a_new_one_in_all_its_threads_and_children(world: RealWorld) -> None:
+    async def story() -> None:
+        low = spec(THREADS, nice=5)
+        agent = world.spawn(new_agent(), low)
+        assert agent.process is not None
+        assert os.getpriority(os.PRIO_PROCESS, agent.process.pid) == 5
+        await wait_for(lambda: "READY" in world.output(agent))
+        world.manager.limit([agent], replace(low, resource_limits=ResourceLimitsSpec(nice=9)))
+        tree = [ref.pid for ref in world.manager.survivors([agent])[agent.id]]
+        threads = [int(thread) for pid in tree for thread in os.listdir(f"/proc/{pid}/task")]
+        assert (len(tree), len(threads)) == (2, 3)
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {9}
+        world.manager.kill([agent])
+        await end_of(world, agent)
+
+    world.run(story())

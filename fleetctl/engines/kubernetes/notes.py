@@ -118,6 +118,8 @@ def _limits(spec: FleetSpec) -> Said:
     for key in ("pids_limit", "nofile"):
         if getattr(spec.resource_limits, key) is not None:
             yield f"resource_limits.{key}", "does not map: a cluster sets that for all pods of a node"
+    if spec.resource_limits.nice is not None:
+        yield "resource_limits.nice", "does not map: a cluster shares CPU by kubernetes.cpu_request"
 
 
 def _stopping(spec: FleetSpec) -> Said:
