@@ -137,7 +137,7 @@ class LocalLimits:
                 log.warning("%s: %s: %s", agent_id, _LIMIT_OF[controller.name], error)
 
     def prioritize(self, agent_id: str, limits: ResourceLimitsSpec, pids: Iterable[int]) -> None:
-        """Give these processes of an agent the priority that it is to have, if any; where we may not raise one, it stays as low as it is."""
+        """Give these processes of an agent the priority that it is to have, if any. Where we may not raise one, it stays as it is."""
         wanted = limits.nice if "nice" in self.mechanisms(limits) else None
         if wanted is None and agent_id not in self._niced:
             return
