@@ -172,7 +172,7 @@ class MetricReader(Protocol):
 
 
 class StateManager(Protocol):
-    """What must outlive the daemon. Every method returns once the change is on disk; raises StateDirectoryError."""
+    """What must outlive the daemon. Every method returns once the change will; raises StateDirectoryError."""
 
     async def save(
         self,

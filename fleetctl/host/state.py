@@ -1,8 +1,9 @@
 """What outlives the daemon: the lock of the state directory, the wish of each fleet, and the database.
 
 The wishes are files of their own, written whole and renamed: a damaged database costs history, never a fleet, and the values of
-environment variables stay out of the database. The database is SQLite in WAL mode, one connection in one thread, synchronous
-FULL: a change is on disk before the method returns. While no daemon runs, `read_agents` and `read_wishes` read it.
+environment variables stay out of the database. The database is SQLite in WAL mode, one connection in one thread: a change outlives us
+once the method returns, and the machine's power a moment later (`writeback`). A wish does both at once: it has to outlive the
+machine. While no daemon runs, `read_agents` and `read_wishes` read it.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 from fleetctl.errors import DaemonRunning, KeptByProgram, StateDirectoryError
 from fleetctl.host.paths import Paths, file_identity
+from fleetctl.host.writeback import CHECKPOINT_BYTES, Writeback
 from fleetctl.models import Agent, Event, FleetSpec, ScalingDecision, agent_from_json, agent_to_json, to_json
 
 log = logging.getLogger(__name__)
@@ -206,11 +208,13 @@ def _event(number: int, text: str) -> dict[str, Any]:
 
 
 class LocalStateManager:
-    """`ports.StateManager` in the state directory. All work happens in one thread; methods may be called from the loop."""
+    """`ports.StateManager` in the state directory. Work happens in two threads, for wishes wait for the disk and nothing else should;
+    methods may be called from the loop."""
 
     def __init__(self, state_dir: Paths | str) -> None:
         self.paths = state_dir if isinstance(state_dir, Paths) else Paths(os.path.realpath(state_dir))
-        self._thread = ThreadPoolExecutor(1, "state")
+        self._thread, self._wishes = ThreadPoolExecutor(1, "state"), ThreadPoolExecutor(1, "wishes")
+        self._writeback: Writeback | None = None
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None  # what the connection has open
         self._rows: dict[str, tuple[str, str]] = {}
@@ -239,21 +243,22 @@ class LocalStateManager:
 
     async def save_wish(self, spec: FleetSpec, *, down: bool) -> None:
         text = json.dumps({"spec": to_json(spec), "down": down}, indent=1)
-        await self._run(lambda: _replace_file(self.paths.wish(spec.name), text))
+        await self._run(lambda: _replace_file(self.paths.wish(spec.name), text), self._wishes)
 
     async def read_wish(self, name: str) -> dict[str, Any] | None:
         """What is wished of a fleet, as {"name": ..., "spec": ..., "down": ...}; None where nothing usable is stored."""
-        wishes = await self._run(lambda: read_wishes(self.paths))
+        wishes = await self._run(lambda: read_wishes(self.paths), self._wishes)
         return next((wish for wish in wishes if wish["name"] == name == wish["spec"].get("name")), None)
 
     async def forget_wish(self, name: str) -> None:
-        await self._run(lambda: self._forget_wish(name))
-
-    def _forget_wish(self, name: str) -> None:
+        await self._run(lambda: self._forget_fleet(name))
         # The file last: as long as it is there, all of this is tried again.
-        for table in ("scaling", "spending"):
-            self._connected().execute(f"DELETE FROM {table} WHERE fleet = ?", (name,))
-        _remove_file(self.paths.wish(name))
+        await self._run(lambda: _remove_file(self.paths.wish(name)), self._wishes)
+
+    def _forget_fleet(self, fleet: str) -> None:
+        with self._transaction() as db:
+            for table in ("scaling", "spending"):
+                db.execute(f"DELETE FROM {table} WHERE fleet = ?", (fleet,))
 
     async def save_scaling(self, fleet: str, memory: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
         text, rows = json.dumps(memory), [(one["at"], fleet, json.dumps({**one, "fleet": fleet})) for one in samples]
@@ -311,10 +316,13 @@ class LocalStateManager:
     async def close(self) -> None:
         if self._db is not None:
             await self._run(self._db.close)
+        if self._writeback is not None:
+            await self._run(self._writeback.close)
         self._thread.shutdown()
+        self._wishes.shutdown()
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+    async def _run(self, work: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread or self._thread, self._guarded, work)
 
     def _guarded(self, work: Callable[[], T]) -> T:
         try:
@@ -339,7 +347,9 @@ class LocalStateManager:
             db = sqlite3.connect(self.paths.database, check_same_thread=False, isolation_level=None)
             try:
                 db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = FULL")
+                db.execute("PRAGMA synchronous = NORMAL")
+                db.execute("PRAGMA wal_autocheckpoint = 0")
+                db.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")  # what it grew beyond is cut off again
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
                 # What was known when the last database was set aside; a full disk may have kept it from being written then.
                 db.executemany("INSERT OR IGNORE INTO agents VALUES (?, ?, ?)", [(key, *row) for key, row in self._rows.items()])
@@ -348,6 +358,7 @@ class LocalStateManager:
                 db.close()
                 raise
             self._db, self._file = db, file_identity(self.paths.database)
+            self._writeback = self._writeback or Writeback(self.paths.database)
         return self._db
 
     def _open(self) -> list[Agent]:
@@ -381,10 +392,13 @@ class LocalStateManager:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         db = self._connected()
+        assert self._writeback is not None, "made with the connection"
+        self._writeback.finish(db)
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
             db.execute("COMMIT")
+            self._writeback.soon()
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")

@@ -20,6 +20,7 @@ import pytest
 from fleetctl.errors import StateDirectoryError
 from fleetctl.host.paths import Paths
 from fleetctl.host.state import LocalStateManager, read_agents, read_log, read_wishes
+from fleetctl.host.writeback import CHECKPOINT_BYTES
 from fleetctl.models import Agent, AgentState, Event, Exit, FleetSpec, ProcessRef, Replace, ScalingDecision
 from fleetctl.testing import FakeStateManager
 from tests.helpers import wait_for, wait_until
@@ -433,6 +434,28 @@ def test_a_writer_killed_at_any_moment_leaves_the_last_answer_whole(real: Real) 
         assert len({agent.restarts for agent in agents}) == 1
         assert agents[0].restarts in (said, said + 1)
         assert real.events()[-1] == str(agents[0].restarts)
+
+
+def test_what_was_saved_leaves_the_log_for_the_database_beside_the_writer(real: Real) -> None:
+    """Else the log of a busy daemon grows without end."""
+    log, most = f"{real.paths.database}-wal", 0
+
+    async def story() -> None:
+        nonlocal most
+        async with real.opened() as state:
+            for number in range(200):
+                await state.save([replace(FULL, id=f"demo-{one}", note=f"{number} " + "x" * 2000) for one in range(60)])
+                most = max(most, os.path.getsize(log))
+            await state.save([PLAIN])
+            async with asyncio.timeout(10):
+                while os.path.getsize(log) > CHECKPOINT_BYTES:  # cut at the first change after all of it has left
+                    await state.save([PLAIN], events=[event(1)])
+                    await asyncio.sleep(0.01)
+        assert PLAIN in real.agents()
+        assert len(real.agents()) == 61
+
+    asyncio.run(story())
+    assert most > CHECKPOINT_BYTES  # or the test shows nothing
 
 
 def test_a_disk_without_room_heals(tmp_path: Path) -> None:
