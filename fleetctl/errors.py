@@ -6,6 +6,8 @@ The docstring of a class is its default message. Standard library only; cheap to
 from collections.abc import Mapping
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_DESIRED, EXIT_NO_DAEMON, EXIT_NOT_FOUND, EXIT_CONFIG, EXIT_TIMEOUT = 1, 2, 3, 4, 5, 6, 124
+API_HINT = "/openapi.json describes every request"
+"""The daemon's hint on a request that is off; the command line, which made the request of somebody's words, has a better one."""
 
 
 class FleetctlError(Exception):

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from fleetctl.cli.terminal import AlreadyInJson, ReaderGone, emit, emit_json, harmless, say
-from fleetctl.errors import EXIT_FAILED, ConfigError, FleetctlError, UsageError
+from fleetctl.errors import API_HINT, EXIT_FAILED, ConfigError, FleetctlError, UsageError
 
 # In the order of the help. A name stands for the function, or the typer.Typer with commands of its own, in the module.
 FAMILIES = {
@@ -159,6 +159,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except AlreadyInJson as known:
         return _fail(known.error, as_json=False)
     except FleetctlError as error:
+        if error.hint == API_HINT:
+            error.hint = f"`fleetctl {next((word for word in words if word in MODULES), '')} --help` explains"
         return _fail(error, as_json=as_json)
     except typer.TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "fleetctl")

@@ -47,7 +47,10 @@ def create(agent: Agent, dry_run: DryRun = False, json: Json = False, state_dir:
       fleetctl checkpoint create web-k3x9q
     """
     with LocalEngine(state_dir) as engine:
-        made = engine.client.create_checkpoint(agent, dry_run)
+        try:
+            made = engine.client.create_checkpoint(agent, dry_run)
+        except UsageError:  # what can be no id
+            raise NotFound(f"no such agent: {agent}") from None
     if json:
         emit_json(made)
         return

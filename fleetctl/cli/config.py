@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetctl.cli.options import DryRun, Json, Place, on_any_engine
+from fleetctl.cli.options import All, DryRun, Json, Place, on_any_engine
 from fleetctl.cli.terminal import emit, emit_json, emit_lines, say, width
 from fleetctl.errors import ConfigError, UsageError
 
@@ -98,15 +98,17 @@ def check(file: File = None, option: FileOption = None, json: Json = False) -> N
 
 
 @config.command()
-def show(file: File = None, option: FileOption = None, json: Json = False) -> None:
-    """Show every setting with its value and where that came from. Values of environment variables are hidden.
+def show(file: File = None, option: FileOption = None, all_: All = False, json: Json = False) -> None:
+    """Show the settings that somebody gave, with their values and where these came from. Values of environment variables are hidden.
+
+    JSON has every setting.
 
     \b
     Examples:
       fleetctl config show
-      fleetctl config show --json
+      fleetctl config show --all
     """
-    from fleetctl.cli.render import Column, flatten, table, toml_value
+    from fleetctl.cli.render import Column, flatten, rest_line, table, toml_value
     from fleetctl.config import settings, spec_to_json
 
     path, loaded = _load(_given(file, option))
@@ -129,7 +131,8 @@ def show(file: File = None, option: FileOption = None, json: Json = False) -> No
         if number:
             emit("\n")
         rows = [(key, value, _source(sources, key)) for key, value in flatten(values) if key not in unsupported]
-        emit_lines([[(f"# {values['name']}", "dim")], *table(columns, rows, width())])
+        shown = [row for row in rows if all_ or row[2] != "default"]
+        emit_lines([[(f"# {values['name']}", "dim")], *table(columns, shown, width()), *rest_line(len(rows) - len(shown))])
 
 
 def _source(sources: "dict[str, str] | object", key: str) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from fleetctl.cli.options import Fleets, Json, Place, StateDir, check_fleets, on_any_engine
+from fleetctl.cli.options import All, Fleets, Json, Place, StateDir, check_fleets, on_any_engine
 from fleetctl.cli.terminal import emit, emit_json, emit_lines, say_offline, width
 from fleetctl.engines.local import LocalEngine, local
 from fleetctl.errors import DaemonUnreachable, NotFound, UsageError
@@ -13,6 +13,8 @@ from fleetctl.errors import DaemonUnreachable, NotFound, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fleetctl.cli.render import Line
+    from fleetctl.daemon.wire import FleetDetail
     from fleetctl.engines.protocol import Engine
 
 PLOT_SAMPLES, MOST_SAMPLES = 500, 10_000
@@ -24,17 +26,21 @@ FleetOption = Annotated[list[str] | None, typer.Option("--fleet", metavar="FLEET
 
 def inspect(
     name: Annotated[str, typer.Argument(metavar="FLEET|AGENT", help="What to show")],
+    all_: All = False,
     json: Json = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Show all that is known about one agent or one fleet. Values of environment variables are never shown.
+    """Show all that is known about one agent, or about one fleet and the settings that it was given.
+
+    Values of environment variables are never shown. JSON has every setting.
 
     \b
     Examples:
       fleetctl inspect web-k3x9q
-      fleetctl inspect web --json
+      fleetctl inspect web
+      fleetctl inspect web --all
     """
-    from fleetctl.cli.render import agent_lines, spec_lines
+    from fleetctl.cli.render import agent_lines
 
     with LocalEngine(state_dir) as engine:
         client = engine.client
@@ -43,9 +49,7 @@ def inspect(
             if json:
                 emit_json(fleet)
             else:
-                from fleetctl.config import settings
-
-                emit_lines(spec_lines(fleet, width(), [setting.key for setting in settings() if not setting.supported]))
+                emit_lines(_fleet_lines(fleet, all_=all_))
             return
         try:
             agent = client.agent(name)
@@ -55,6 +59,16 @@ def inspect(
         emit_json(agent)
     else:
         emit_lines(agent_lines(agent, width()))
+
+
+def _fleet_lines(fleet: "FleetDetail", *, all_: bool) -> "list[Line]":
+    from fleetctl.cli.render import flatten, rest_line, spec_lines
+    from fleetctl.config import is_default, settings
+
+    unsupported = {setting.key for setting in settings() if not setting.supported}
+    rest = [] if all_ else [key for key, value in flatten(fleet["spec"]) if key not in unsupported and is_default(key, value)]
+    hidden = unsupported.union(rest)
+    return [*spec_lines(fleet, width(), lambda key, value: key not in hidden), *rest_line(len(rest))]
 
 
 @on_any_engine
@@ -200,6 +214,6 @@ def _show(event: "Mapping[str, object]", source: str, *, json: bool) -> None:
 
 
 def _limit(number: int) -> int:
-    if number < 0:
-        raise UsageError(f"-n {number}: 0 or more")
+    if not 0 <= number <= MOST_SAMPLES:
+        raise UsageError(f"-n {number}: from 0 to {MOST_SAMPLES}")
     return number

@@ -95,9 +95,11 @@ def frame(status: "Status", width: int, height: int) -> list[render.Line]:
     # An engine elsewhere has no daemon; its name stands for it.
     who = daemon["state_dir"] if daemon["pid"] is None else f"daemon pid {daemon['pid']}, up {render.duration(daemon['uptime_seconds'])}"
     foot = f"{who}; q or Ctrl-C ends this view"
-    body = render.status_lines(status, width, max(3, height - FOOT_LINES - 1))
+    words = render.failure_words(status["fleets"])
+    hint = render.wrapped(words, width, "yellow") if words else []
+    body = render.status_lines(status, width, max(3, height - FOOT_LINES - len(hint) - 1))
     note: list[render.Line] = [[(render.cut(render.clean(daemon["note"]), width), "yellow")]] if daemon["note"] else []
-    return [*body, *note, [("", "")], [(render.cut(foot, width), "dim")]]
+    return [*body, *hint, *note, [("", "")], [(render.cut(foot, width), "dim")]]
 
 
 def as_text(lines: list[render.Line]) -> Group:

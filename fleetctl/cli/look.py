@@ -67,10 +67,10 @@ def read_status(engine: "Engine", names: Sequence[str] = ()) -> "Status":
 
 
 def _say_failures(status: "Status") -> None:
-    from fleetctl.cli.render import failure_words
+    from fleetctl.cli.render import failure_words, plain, wrapped
 
     if words := failure_words(status["fleets"]):
-        say(words)
+        say(plain(wrapped(words, width())).rstrip())
 
 
 def as_desired(status: "Status") -> bool:

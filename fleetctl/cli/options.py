@@ -25,6 +25,7 @@ def _from_either_place(ctx: typer.Context, value: str | None) -> str | None:
 
 
 StateDir = Annotated[str | None, typer.Option("--state-dir", metavar="DIR", help="Where everything is kept", callback=_from_either_place)]
+All = Annotated[bool, typer.Option("--all", help="Also settings that are as they are by default")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of words")]
 Fleets = Annotated[list[str] | None, typer.Argument(metavar="FLEET...", help="Only these fleets", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing")]

@@ -5,7 +5,7 @@ Cheap to import: nothing here needs rich.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Segment = tuple[str, str]
@@ -139,7 +139,8 @@ def table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> 
     cells = [[clean(column.value(row)) for row in rows] for column in columns]
     kept = [index for index, column in enumerate(columns) if not column.shrink or any(text not in ("", "-") for text in cells[index])]
     widths = {index: max([len(columns[index].title), columns[index].least, *map(cell_width, cells[index])]) for index in kept}
-    kept = _fit(columns, kept, widths, width)
+    silent = {index for index in kept if columns[index].drop and all(text in ("", "-") for text in cells[index])}
+    kept = _fit(columns, kept, silent, widths, width)
     header: Line = [("", "")]
     lines: list[Line] = [header, *([("", "")] for _ in rows)]
     for position, index in enumerate(kept):
@@ -159,8 +160,8 @@ def table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> 
     return lines
 
 
-def _fit(columns: Sequence[Column], kept: list[int], widths: dict[int, int], width: int | None) -> list[int]:
-    """The columns that stay; cuts down those that may shrink, in place."""
+def _fit(columns: Sequence[Column], kept: list[int], silent: set[int], widths: dict[int, int], width: int | None) -> list[int]:
+    """The columns that stay: the silent ones, in which no row says anything, go first. Cuts down those that may shrink, in place."""
 
     def excess() -> int:
         return 0 if width is None else sum(widths[index] for index in kept) + len(GAP) * (len(kept) - 1) - width
@@ -168,6 +169,8 @@ def _fit(columns: Sequence[Column], kept: list[int], widths: dict[int, int], wid
     def spare(index: int) -> int:
         return widths[index] - max(columns[index].least, len(columns[index].title)) if columns[index].shrink else 0
 
+    if excess() > 0:
+        kept = [index for index in kept if index not in silent]
     while excess() > sum(map(spare, kept)) and (droppable := [index for index in kept if columns[index].drop]):
         kept = [index for index in kept if index != max(droppable, key=lambda index: columns[index].drop)]
     for index in reversed(kept):
@@ -316,9 +319,21 @@ def clip(line: Line, width: int | None) -> Line:
     return clipped
 
 
+def wrapped(text: str, width: int | None, style: str = "") -> list[Line]:
+    """The text on as many lines as it takes; a command in backquotes stays in one piece, to be copied."""
+    lines = [""]
+    for word in re.findall(r"`[^`]*`\S*|\S+", text):
+        together = f"{lines[-1]} {word}".lstrip()
+        if width is None or not lines[-1] or cell_width(together) <= width:
+            lines[-1] = together
+        else:
+            lines.append(word)
+    return [[(line if width is None else cut(line, width), style)] for line in lines]
+
+
 def fleet_lines(fleet: Object, width: int | None) -> list[Line]:
     lines = [clip(line, width) for line in (fleet_title(fleet), sockets_line(fleet), autoscaling_line(fleet)) if line]
-    lines += [clip([(f"note: {clean(note)}", "yellow")], width) for note in fleet.get("notes") or ()]
+    lines += [line for note in fleet.get("notes") or () for line in wrapped(f"note: {clean(note)}", width, "yellow")]
     return lines + (table(STATUS_COLUMNS, fleet["agents"], width) if fleet["agents"] else [[("no agents", "dim")]])
 
 
@@ -536,10 +551,15 @@ def difference_lines(found: Sequence[Object]) -> list[str]:
     return [f"  {marks[one['change']]} {one['key']}: {text} ({takes[one['how']]})" for one, text in zip(found, values, strict=True)]
 
 
-def spec_lines(fleet: Object, width: int | None, hidden: Collection[str] = ()) -> list[Line]:
-    """A fleet's agents, then its settings but the hidden ones."""
-    flat = [(key, toml_value(value)) for key, value in flatten(fleet["spec"]) if key not in hidden]
+def spec_lines(fleet: Object, width: int | None, shown: Callable[[str, object], bool]) -> list[Line]:
+    """A fleet's agents, then those of its settings that are shown."""
+    flat = [(key, toml_value(value)) for key, value in flatten(fleet["spec"]) if shown(key, value)]
     return [*fleet_lines(fleet, width), [("", "")], [("Settings", "bold")], *fields(flat, width)]
+
+
+def rest_line(number: int) -> list[Line]:
+    """That so many settings are not shown; nothing where all are."""
+    return [[(f"{count(number, 'more setting')} as they are by default; --all shows them", "dim")]] if number else []
 
 
 def flatten(value: Object, prefix: str = "") -> list[tuple[str, object]]:

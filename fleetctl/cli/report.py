@@ -122,7 +122,7 @@ def _shown_status(engine: LocalEngine) -> Iterator[str]:
     status = _status(engine)
     daemon = status["daemon"]
     where = f"pid {daemon['pid']}" if daemon["alive"] else "does not run"
-    yield f"daemon {where}, version {daemon['version']}, note: {daemon['note']}"
+    yield f"daemon {where}, version {daemon['version']}" + (f", note: {daemon['note']}" if daemon["note"] else "")
     yield from plain(status_lines(status, None)).splitlines()
 
 

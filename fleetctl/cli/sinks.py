@@ -45,7 +45,7 @@ def show(ctx: typer.Context, json: Json = False, state_dir: StateDir = None) -> 
         Column("TO", lambda row: row[0].target, drop=1, least=10, shrink=True),
         Column("TROUBLE", lambda row: row[1].trouble or "-", least=10, shrink=True),
     )
-    emit_lines(table(columns, rows, width()) if rows else [[(f"no sinks; write {_where(engine)}", "dim")]])
+    emit_lines(table(columns, rows, width()) if rows else [[(line, "")] for line in _first(engine).splitlines()])
 
 
 @sinks.command()
@@ -61,7 +61,7 @@ def check(json: Json = False, state_dir: StateDir = None) -> None:
     if json:
         emit_json({"schema": "fleetctl/sinks-check/v1", "file": _where(engine), "valid": True, "sinks": names})
     else:
-        emit(f"{_where(engine)} is valid: {', '.join(names)}\n" if names else f"there is no sink in {_where(engine)}\n")
+        emit(f"{_where(engine)} is valid: {', '.join(names)}\n" if names else _first(engine))
 
 
 @sinks.command("test")
@@ -110,6 +110,18 @@ def _where(engine: LocalEngine) -> str:
     from fleetctl.sinks.joined import settings_path
 
     return settings_path(engine.paths)
+
+
+def _first(engine: LocalEngine) -> str:
+    """What to do where there is no sink: a smallest file, to be copied."""
+    return f"""no sinks. To have every event in a file, write into {_where(engine)}
+
+[[sink]]
+type = "file"
+path = "{engine.paths.root}/events.jsonl"
+
+then `fleetctl sinks check`, and `fleetctl daemon stop --keep` and `fleetctl daemon start`, which reads it
+"""
 
 
 def _view(one: "SinkSettings", progress: "Progress") -> dict[str, object]:

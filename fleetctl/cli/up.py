@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fleetctl.engines.protocol import Engine
 
 UP_SECONDS = 60.0
+SIZES = ("min_replicas", "max_replicas", "autoscaling", "warm_pool")
+NEXT = "next: `fleetctl status` watches them, `fleetctl logs -f` shows their output, `fleetctl scale N` resizes, `fleetctl down` ends them"
 
 
 @on_any_engine
@@ -78,6 +80,8 @@ def up(
     with place.open_for([one.spec for one in loaded]) as engine:
         if not in_file:
             require(engine, "command", "a fleet of a command line")
+            if isinstance(engine, LocalEngine):
+                loaded = keeping(loaded, engine.stored_specs())
         outcome = Outcome(json=json, dry_run=dry_run)
         try:
             old = {} if dry_run or no_wait else {one.spec.name: engine.outdated(one.spec) for one in loaded}
@@ -137,6 +141,25 @@ def _load(
         say("no fleet.toml here: running the bundled demo agent")
     _check_runnable(loaded, hint, of_file=bool(in_file))
     return loaded, in_file
+
+
+def keeping(loaded: "Sequence[Loaded]", stored: "Mapping[str, Mapping[str, Any]]") -> "list[Loaded]":
+    """Fleets of a command line, with what an earlier `up` or another command made of how many agents there are and may be.
+
+    A file says all of a fleet; a flag says one thing, and whoever asks for a warm pool has not asked for the end of autoscaling.
+    """
+    from dataclasses import replace
+
+    from fleetctl.config import spec_from_json
+
+    kept = []
+    for one in loaded:
+        if one.spec.name in stored:
+            known = spec_from_json(stored[one.spec.name])
+            said = {key.partition(".")[0] for key, source in one.sources.items() if source != "default"}
+            one = replace(one, spec=replace(one.spec, **{part: getattr(known, part) for part in SIZES if part not in said}))
+        kept.append(one)
+    return kept
 
 
 def _of_file(path: "Path", command: Sequence[str], overrides: Mapping[str, object], *, certain: bool) -> "list[Loaded]":
@@ -227,12 +250,10 @@ def _planned(one: "Loaded", stored: "Mapping[str, Any] | None") -> "Change":
 
 def _show(outcome: Outcome) -> None:
     """The table at the end, and what to do next."""
-    from fleetctl.cli.render import fleet_lines
+    from fleetctl.cli.render import fleet_lines, plain, wrapped
 
     for number, fleet in enumerate(outcome.fleets):
         if number:
             emit("\n")
         emit_lines(fleet_lines(fleet, width()))
-    say(
-        "next: `fleetctl status` watches them, `fleetctl logs -f` shows their output, `fleetctl scale N` resizes, `fleetctl down` ends them"
-    )
+    say(plain(wrapped(NEXT, width())).rstrip())

@@ -242,11 +242,14 @@ def wait_until_warm(engine: "Engine", names: Sequence[str], timeout: float | Non
 
 
 def explain_failures(engine: "Engine", fleet: str, agents: "Sequence[AgentStatus]") -> FleetctlError:
-    """An error that names the failed agents, says why, and shows the last lines that the first one wrote."""
+    """An error that says why agents failed, each reason once, and shows the last lines that the first one wrote."""
     from fleetctl.cli.render import failure_hint
 
     first = agents[0]["id"]
-    lines = [f"{agent['id']} failed: {agent['note'] or (agent['last_exit'] or {'text': 'no reason is known'})['text']}" for agent in agents]
+    why: dict[str, list[str]] = {}
+    for agent in agents:
+        why.setdefault(agent["note"] or (agent["last_exit"] or {"text": "no reason is known"})["text"], []).append(agent["id"])
+    lines = [f"{ids[0]}{f' and {len(ids) - 1} more' if ids[1:] else ''} failed: {reason}" for reason, ids in why.items()]
     if output := engine.last_output(fleet, first):
         lines += [f"last lines of {first}:", *(f"  {line}" for line in output)]
     return FleetctlError("\n".join(lines), hint=failure_hint(fleet, agents[0]))

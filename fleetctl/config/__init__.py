@@ -13,7 +13,7 @@ pydantic is imported at the first check, not here.
 from fleetctl.config.differences import Difference, differences
 from fleetctl.config.load import Loaded, find_file, load_command, load_demo, load_file, load_library, spec_from_json, spec_to_json
 from fleetctl.config.runnable import check_runnable
-from fleetctl.config.settings import SettingInfo, schema, settings, starter
+from fleetctl.config.settings import SettingInfo, is_default, schema, settings, starter
 
 __all__ = [
     "Difference",
@@ -22,6 +22,7 @@ __all__ = [
     "check_runnable",
     "differences",
     "find_file",
+    "is_default",
     "load_command",
     "load_demo",
     "load_file",

@@ -112,6 +112,16 @@ def setting(key: str) -> SettingInfo | None:
     return _by_key().get(key)
 
 
+def is_default(key: str, value: Any) -> bool:  # Any: a JSON value
+    """Whether a setting has the value that it has where nobody says anything; nothing at all is none, {} and []."""
+    info = _by_key().get(key)
+    return info is not None and not info.required and _nothing_as_none(value) == _nothing_as_none(info.default)
+
+
+def _nothing_as_none(value: Any) -> Any:  # Any: a JSON value
+    return None if value == {} or value == [] else value
+
+
 @cache
 def sections() -> Mapping[str, str]:
     """The tables below `[fleet]`, each with what it is about."""

@@ -21,6 +21,7 @@ from fleetctl.models import AGENT_ID_PATTERN, NAME_PATTERN
 MOST_REPLICAS = 100_000
 MOST_WARM = 1_000
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
+BODY = "body"
 BEAT_SECONDS = 2.0  # a watched status is sent at least this often
 OVERLAP_EVENTS = 1000  # more than can happen while the past is read from the database
 
@@ -99,7 +100,7 @@ class Problem(Exception):
 
 
 def usage(message: str, status: int = 400) -> Problem:
-    return Problem(status, errors.UsageError(message, hint="/openapi.json describes every request"))
+    return Problem(status, errors.UsageError(message, hint=errors.API_HINT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,7 +316,7 @@ async def _apply(call: Call) -> Answer:
 async def _scale(call: Call) -> Answer:
     replicas, delta = call.body["replicas"], call.body["delta"]
     if (replicas is None) == (delta is None):
-        raise usage("body: give either `replicas` or `delta`")
+        raise usage(f"{BODY}: give either `replicas` or `delta`")
     return await call.control.scale(call.path["fleet"], replicas=replicas, delta=delta, dry_run=call.body["dry_run"])
 
 
@@ -654,8 +655,10 @@ def _check_object(value: Mapping[str, Any], schema: Schema, where: str) -> dict[
         raise usage(f"{where}: unknown field {_shown(unknown[0])}; known are {', '.join(properties)}")
     if missing := [name for name in schema["required"] if name not in value]:
         raise usage(f"{where}: `{missing[0]}` is missing")
+    # What a caller gave is named as in the list of fields, so that a command may pass the word on to who wrote it.
+    inside = "" if where == BODY else f"{where}."
     return {
-        name: check(value[name], rule, f"{where}.{name}") if name in value else rule.get("default") for name, rule in properties.items()
+        name: check(value[name], rule, f"{inside}{name}") if name in value else rule.get("default") for name, rule in properties.items()
     }
 
 
@@ -711,7 +714,7 @@ def parse_body(raw: bytes, operation: Operation) -> dict[str, Any]:
         raise usage("The body is not text in UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise usage(f"The body is not JSON: {error}") from None
-    parsed: dict[str, Any] = check(value, operation.body, "body")
+    parsed: dict[str, Any] = check(value, operation.body, BODY)
     return parsed
 
 

@@ -597,7 +597,10 @@ def test_ps_says_that_there_are_no_agents(daemon: FakeDaemon, fleetctl: Fleetctl
 def test_inspect_shows_an_agent_or_a_fleet(daemon: FakeDaemon, fleetctl: Fleetctl) -> None:
     daemon.fleets["web"] = a_fleet()
     assert "State:        running" in fleetctl("inspect", "web-00000").out
-    assert "logs.keep:" in fleetctl("inspect", "web").out
+    given, every = fleetctl("inspect", "web").out, fleetctl("inspect", "web", "--all").out
+    assert ("graceful_drain.timeout_seconds:" in given, "logs.keep:" in given, "logs.keep:" in every) == (True, False, True)
+    assert "3 more settings as they are by default; --all shows them" in given
+    assert "more settings" not in every
     assert json.loads(fleetctl("inspect", "web", "--json").out)["schema"] == "fleetctl/fleet/v1"
     assert json.loads(fleetctl("inspect", "web-00000", "--json").out)["schema"] == "fleetctl/agent/v1"
     assert fleetctl("inspect", "ghost").status == 5

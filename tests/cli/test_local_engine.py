@@ -85,6 +85,8 @@ def test_a_fleet_from_up_to_down() -> None:
     assert again.returncode == 0
     assert "started the daemon" not in again.stderr
     before = pids()
+    wrong = call("scale", "99999999")
+    assert wrong.stderr == "error: replicas: 99999999 is not between 0 and 100000\nhint: `fleetctl scale --help` explains\n"
     assert call("scale", "+1").stdout == "web: 3 of 3 ready\n"
     assert pids().items() >= before.items()
     assert call("scale", "-2").stdout == "web: 1 of 1 ready\n"
@@ -338,7 +340,10 @@ def test_config_commands(tmp_path: Path) -> None:
     assert json.loads(call("config", "show", "--json").stdout)["fleets"][0]["name"] == "web"
     printed = call("config", "show", "--file", "fleet.toml").stdout
     assert printed == call("config", "show").stdout == call("config", "show", "fleet.toml").stdout
-    rows = {line.split()[0]: line.split()[1] for line in printed.splitlines()[2:]}
+    given = {line.split()[0] for line in printed.splitlines()[2:-1]}
+    assert "more settings as they are by default; --all shows them" in printed.splitlines()[-1]
+    rows = {line.split()[0]: line.split()[1] for line in call("config", "show", "--all").stdout.splitlines()[2:]}
+    assert {"name", "command"} <= given < rows.keys()
     assert (rows["restart.policy"], rows["shell"], rows["name"], rows["env_file"]) == ('"always"', "false", '"web"', "-")
     assert rows.keys() == {setting.key for setting in settings() if setting.supported}
     assert call("config", "check", "x", "--file", "y").returncode == 2
@@ -356,6 +361,22 @@ def test_config_commands(tmp_path: Path) -> None:
         assert done.returncode == 0
         assert "SECRET" in done.stdout
         assert "hidden" not in done.stdout
+
+
+def test_what_a_flag_says_leaves_what_another_said() -> None:
+    sleep = ["--name", "web", "--no-wait", "--", "sleep", "1000"]
+    for flags in (["--min", "1", "--max", "3"], ["--warm", "2"], []):
+        assert call("up", *flags, *sleep).returncode == 0
+    (fleet,) = json.loads(call("status", "--json").stdout)["fleets"]
+    scaling, pool = fleet["autoscaling"], fleet["warm_pool"]
+    assert (scaling["enabled"], scaling["min_replicas"], scaling["max_replicas"], pool["target_size"]) == (True, 1, 3, 2)
+    assert call("up", "--max", "5", *sleep).returncode == 0
+    (fleet,) = json.loads(call("status", "--json").stdout)["fleets"]
+    assert (fleet["autoscaling"]["max_replicas"], fleet["warm_pool"]["target_size"]) == (5, 2)
+    assert call("down", "--now").returncode == 0
+    assert call("up", *sleep).returncode == 0
+    (fleet,) = json.loads(call("status", "--json").stdout)["fleets"]
+    assert (fleet["autoscaling"]["enabled"], fleet["warm_pool"]["enabled"]) == (False, False)
 
 
 def test_up_reads_the_file_of_the_current_folder(tmp_path: Path) -> None:

@@ -221,6 +221,38 @@ def test_a_note_that_fits_is_left_as_it_is() -> None:
     assert '"bad key"; exit 3' in text(render.ps_lines([agent], 100))[1]
 
 
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (None, ["say `fleetctl logs web`, or look."]),
+        (80, ["say `fleetctl logs web`, or look."]),
+        (24, ["say `fleetctl logs web`,", "or look."]),
+        (20, ["say", "`fleetctl logs web`,", "or look."]),
+        (7, ["say", "`fleet…", "or", "look."]),
+    ],
+)
+def test_words_are_wrapped_and_commands_stay_whole(width: int | None, lines: list[str]) -> None:
+    assert text(render.wrapped("say `fleetctl logs web`, or look.", width)) == lines
+
+
+def test_where_no_agent_has_a_process_the_reason_has_the_room() -> None:
+    gone: dict[str, Any] = {"pid": None, "cpu_percent": None, "memory_bytes": None, "uptime_seconds": None}
+    agents = [an_agent(number, state="failed", ready=False, note=f"{CRASH_LOOP}; last output: bad key", **gone) for number in range(5)]
+    lines = text(render.fleet_lines(a_fleet(agents=agents), 80))
+    assert max(map(len, lines)) <= 80
+    assert "PID" not in lines[1]
+    assert '"bad key"; exit 3' in lines[2]
+
+
+def test_the_live_view_says_what_to_do_about_a_failed_agent() -> None:
+    agents = [an_agent(number, state="failed", ready=False) for number in range(40)]
+    lines = text(frame(cast("Status", a_status(a_fleet(agents=agents))), 60, 24))
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 60
+    told = lines[lines.index("40 agents failed; `fleetctl logs web-00000` shows its") :]
+    assert told[1] == "output, `fleetctl restart web` tries again at once"
+
+
 def test_what_to_do_about_failed_agents() -> None:
     failed: dict[str, Any] = {"state": "failed", "ready": False}
     assert render.failure_words([a_fleet()]) == ""

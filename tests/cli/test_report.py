@@ -106,6 +106,7 @@ def test_the_report_has_every_part_though_no_daemon_runs(fleetctl: Fleetctl) -> 
 
 
 def test_the_report_tells_what_a_daemon_tells(fleetctl: Fleetctl, daemon: FakeDaemon) -> None:
+    assert "None" not in fleetctl("report").out.partition("## Settings")[0].partition("## Status")[2]
     daemon.fleets["web"] = a_fleet(agents=[an_agent(0, note="\x1b[31mred```\n")])
     out = fleetctl("report").out
     assert "web-00000" in out

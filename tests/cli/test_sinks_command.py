@@ -23,8 +23,12 @@ def test_sinks_are_shown_with_how_far_they_came(fleetctl: Fleetctl, state_dir: P
     assert (one["target"], one["delivered"], one["waiting"], one["trouble"]) == (str(target), 7, 3, "the disk is full")
 
 
-def test_without_sinks_it_says_where_to_write_them(fleetctl: Fleetctl) -> None:
-    assert "sinks.toml" in fleetctl("sinks").out
+def test_without_sinks_it_says_where_to_write_them_and_shows_a_first_one(fleetctl: Fleetctl, state_dir: Path) -> None:
+    told = fleetctl("sinks").out
+    assert "sinks.toml" in told
+    state_dir.mkdir()
+    (state_dir / "sinks.toml").write_text(told[told.index("[[sink]]") : told.index("then")])
+    assert "is valid: file" in fleetctl("sinks", "check").out
 
 
 def test_check_finds_mistakes(fleetctl: Fleetctl, state_dir: Path) -> None:
