@@ -17,8 +17,8 @@ _LARGEST_COUNTER = 2**63 - 1
 _LARGEST_NUMBER = 1e15  # gauges and costs stay exact, and sums of many of them finite
 _LONGEST_EXTENSION_SECONDS = 86400.0
 _LATEST_TIME = 1e11
-_LARGEST_PID = 1 << 22  # the kernel's own limit
 _LONGEST_TEXT, _LONGEST_TOKEN = 200, 2048
+_RELOADING = "reloading"
 _MOST_METRICS = 64  # of one agent, by name: an agent that makes up names costs no more memory than that
 _METRIC_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,63}", re.ASCII)
 _INTEGER = re.compile(r"[0-9]{1,20}", re.ASCII)
@@ -39,7 +39,6 @@ class Message:
     stopping: bool = False
     watchdog: Literal["ping", "trigger"] | None = None
     extend_timeout_seconds: float | None = None
-    main_pid: int | None = None
     barrier: bool = False
     pending: int | None = None
     active: int | None = None
@@ -134,6 +133,8 @@ def parse(datagram: bytes) -> Message | str:
 def merge(report: Report, message: Message, now: float) -> Report:
     """The picture after one more message. What a message does not say stays as it was; whoever works is not idle."""
     known = {name: new for name in _KEPT if (new := getattr(message, name)) is not None}
+    if message.status is None and (message.reloading or (message.ready and report.status == _RELOADING)):
+        known["status"] = _RELOADING if message.reloading else ""
     if message.idle is None and message.active:
         known["idle"] = False
     if any(new != getattr(report, name) for name in _SHOW_PROGRESS if (new := known.get(name)) is not None):
@@ -224,7 +225,6 @@ _WORDS: dict[str, tuple[str, Callable[[str], Any]]] = {  # Any: as in `parse`
     "STOPPING": ("stopping", _flag),
     "WATCHDOG": ("watchdog", _watchdog),
     "EXTEND_TIMEOUT_USEC": ("extend_timeout_seconds", _extension_seconds),
-    "MAINPID": ("main_pid", _integer(_LARGEST_PID, 1)),
     "BARRIER": ("barrier", _flag),
     f"{_PREFIX}PENDING": ("pending", _integer(_MOST_THINGS)),
     f"{_PREFIX}ACTIVE": ("active", _integer(_MOST_THINGS)),

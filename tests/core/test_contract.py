@@ -35,7 +35,6 @@ def read(text: str) -> Message:
         ("WATCHDOG=trigger", {"watchdog": "trigger"}),
         ("EXTEND_TIMEOUT_USEC=1500000", {"extend_timeout_seconds": 1.5}),
         (f"EXTEND_TIMEOUT_USEC={2**64 - 1}", {"extend_timeout_seconds": 86400.0}),
-        ("MAINPID=17", {"main_pid": 17}),
         ("BARRIER=1", {"barrier": True}),
         ("FDSTORE=1\nWATCHDOG_USEC=3\nsomething=else\n=\n", {}),
         (f"{X}PENDING=3\n{X}ACTIVE=0\n{X}SLOTS=4", {"pending": 3, "active": 0, "slots": 4}),
@@ -76,8 +75,6 @@ def test_each_word_is_understood(text: str, said: dict[str, Any]) -> None:  # An
         "READY=0",
         "STOPPING=yes",
         "WATCHDOG=0",
-        "MAINPID=0",
-        f"MAINPID={2**22 + 1}",
         "EXTEND_TIMEOUT_USEC=-5",
         f"EXTEND_TIMEOUT_USEC={2**64}",
         "no assignment",
@@ -123,7 +120,7 @@ def test_text_becomes_one_short_line_without_control_characters(sent: str, shown
 
 _WORDS = st.sampled_from(
     [f"{X}{word}" for word in ("PENDING", "ACTIVE", "SLOTS", "IDLE", "PROGRESS", "METRIC", "TOKENS", "COST", "BLOCKED", "UNTIL", "RESUME")]
-    + ["READY", "STATUS", "WATCHDOG", "EXTEND_TIMEOUT_USEC", "MAINPID", "BARRIER"]
+    + ["READY", "STATUS", "WATCHDOG", "EXTEND_TIMEOUT_USEC", "BARRIER"]
 )
 _VALUES = st.one_of(st.text(), st.integers().map(str), st.floats().map(str), st.floats().map(lambda number: f"m={number}"))
 _DATAGRAMS = st.one_of(
@@ -180,6 +177,17 @@ def test_progress_is_dated_by_its_last_change() -> None:
     same = merge(report, read(f"{X}PROGRESS=5\nSTATUS=still"), 20.0)
     assert (same.progress, same.moved_at, same.heard_at) == (5, 10.0, 20.0)
     assert merge(same, read(f"{X}PROGRESS=1"), 30.0).moved_at == 30.0  # a counter that starts anew has moved
+
+
+def test_an_agent_that_reloads_shows_it_until_it_is_ready_again() -> None:
+    told = []
+    report = Report()
+    for number, text in enumerate(
+        ["STATUS=serves", "RELOADING=1", f"{X}ACTIVE=1", "READY=1", "RELOADING=1\nSTATUS=reads users", "READY=1"]
+    ):
+        report = merge(report, read(text), float(number))
+        told.append(report.status)
+    assert told == ["serves", "reloading", "reloading", "", "reads users", "reads users"]
 
 
 def test_work_is_remembered_that_is_over_when_somebody_looks() -> None:
