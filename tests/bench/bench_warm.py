@@ -10,15 +10,17 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench.bench_daemon import SLEEP, daemon
+from fleetctl.client import Client
+from tests.bench.bench_daemon import SLEEP, children_of, daemon, wait_for
 from tests.bench.figures import Figure, table
 from tests.real.harness import Place, eventually, spec
 
-POOL, ACQUISITIONS, ANSWERS = 100, 300, 30
+POOL, ACQUISITIONS, ANSWERS, EARLY = 100, 300, 30, 1000
 # A service as people write them: it has libraries to import before it can listen.
 SERVICE = """
 import os, pydantic, uvicorn
@@ -162,7 +164,96 @@ def bench_first_answer() -> list[Figure]:
     ]
 
 
-BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {"handover": bench_handover, "first_answer": bench_first_answer}
+# Slow to be ready, and it says so itself: what it leaves behind just before proves that it was.
+SLOW = """
+import os, socket, time
+time.sleep(0.1 + 0.2 * (os.getpid() % 5) / 5)
+with open(os.environ["STATE_DIRECTORY"] + "/ready", "w"):
+    pass
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+    told.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+time.sleep(100000)
+"""
+
+
+def bench_early() -> list[Figure]:
+    """Agents handed out before they were ready, of 1,000 asked for by four at once, faster than such agents can start."""
+    with daemon() as place:
+        slow = [sys.executable, "-S", "-E", "-c", SLOW]
+        told = {"readiness": {"notify": True}, "warm_pool": {"enabled": True, "size": 8}}
+        place.client.apply("bench", spec("bench", slow, 1, max_replicas=10_000, **told))
+        eventually(lambda: filled(place, 8), "the pool is full", 60)
+        lock, warm, early = threading.Lock(), [0], [0]
+
+        def ask(times: int) -> None:
+            client = Client(state_dir=place.root)
+            for _ in range(times):
+                got = client.acquire("bench", timeout_seconds=60)
+                is_ready = os.path.exists(f"{place.root}/agents/{got['agent_id']}/ready")
+                client.drain(got["agent_id"], now=True)  # a thousand of them would be too many for the machine
+                with lock:
+                    early[0] += not is_ready
+                    warm[0] += got["from_warm_pool"]
+
+        threads = [threading.Thread(target=ask, args=(EARLY // 4,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return [
+        Figure(name=f"handed out early, of {EARLY}", value=early[0], unit="", target=0),
+        Figure(name="of these from the warm pool", value=100 * warm[0] / EARLY, unit="%", target=1, at_least=True),
+    ]
+
+
+CLEAN = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+while True:
+    signal.pause()
+"""
+
+
+def bench_stop_suspended() -> list[Figure]:
+    """100 suspended agents and 100 running ones are stopped, by turns: how long until the last is gone, and how many ended cleanly."""
+    clean = [sys.executable, "-S", "-E", "-c", CLEAN]
+    seconds: dict[str, list[float]] = {"running": [], "suspended": []}
+    unclean = 0
+    with daemon() as place:
+        assert place.daemon is not None
+        pid = place.daemon.pid
+        for turn in range(6):
+            which = "suspended" if turn % 2 else "running"
+            pool = {"enabled": which == "suspended", "size": POOL}
+            size = POOL + 1 if which == "running" else 1
+            at_rest = {"readiness": {"settle_seconds": 1.0}, "max_replicas": 200, "cwd": "/", "warm_pool": pool}
+            place.client.apply("bench", spec("bench", clean, size, **at_rest))
+            if which == "suspended":
+                eventually(lambda: filled(place, POOL), "the pool is full", 120)
+            else:
+                eventually(lambda: place.settled("bench", POOL + 1), "all are ready", 120)
+            time.sleep(1.0)
+            began = time.perf_counter()
+            place.client.down("bench")
+            seconds[which].append(wait_for(lambda: not children_of(pid)) - began)
+            eventually(lambda: not place.client.status()["fleets"], "the fleet is gone", 60)
+            ended = [event for event in place.client.events("bench", limit=2 * POOL)["events"] if event["kind"] == "agent.stopped"][
+                -POOL - 1 :
+            ]
+            unclean += sum("(exit 0)" not in event["message"] for event in ended) + POOL + 1 - len(ended)
+    running, suspended = (statistics.median(seconds[which]) * 1e3 for which in ("running", "suspended"))
+    return [
+        Figure(name=f"stop {POOL} suspended, running as floor", value=suspended, unit="ms", target=1.2, floor=running),
+        Figure(name="of all those stopped, not cleanly", value=unclean, unit="", target=0),
+    ]
+
+
+BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
+    "handover": bench_handover,
+    "first_answer": bench_first_answer,
+    "early": bench_early,
+    "stop-suspended": bench_stop_suspended,
+}
 
 if __name__ == "__main__":
     print(table(figure for name in sys.argv[1:] or BENCHMARKS for figure in BENCHMARKS[name]()))
