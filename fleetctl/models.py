@@ -144,10 +144,11 @@ class VolumeAccess(StrEnum):
 
 
 class TrustLevel(StrEnum):
-    """How far an agent is trusted. Both run as the user who started them; a sandbox for those that are not is still to come."""
+    """How far an agent is trusted: as its user is; so, but never with more rights than it is born with; or not, and so in a sandbox."""
 
     TRUSTED = "trusted"
     STANDARD = "standard"
+    UNTRUSTED = "untrusted"
 
 
 class OnTimeout(StrEnum):
@@ -318,6 +319,19 @@ class BudgetSpec:
     tokens: Annotated[int | None, Setting(doc="Tokens, in and out together (X_FLEETCTL_TOKENS)", ge=1, le=1 << 62)] = None
     cost_usd: Annotated[float | None, Setting(doc="US dollars (X_FLEETCTL_COST)", gt=0, le=1e12)] = None
     period: Annotated[BudgetPeriod, Setting(doc="For each hour, day or month of UTC, or in all")] = BudgetPeriod.DAY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """`[fleet.sandbox]`: what an agent with trust_level = "untrusted" may, besides its own directory."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    network: Annotated[bool, Setting(doc="It has the machine's network; else none, but for the fleet's sockets")] = False
+    read_only_paths: Annotated[
+        tuple[str, ...], Setting(doc="Files and folders it sees, besides /usr, /etc, /opt and the fleet's cwd; relative to the file")
+    ] = ()
+    read_write_paths: Annotated[tuple[str, ...], Setting(doc="Those it may change; relative to the file")] = ()
+    inaccessible_paths: Annotated[tuple[str, ...], Setting(doc="Those of all these that it does not see; relative to the file")] = ()
 
 
 class MetricScope(StrEnum):
@@ -504,7 +518,7 @@ class FleetSpec:
         Setting(doc='Variables taken by reference at each start: "env:NAME" from the daemon\'s environment or "file:PATH"'),
     ] = field(default_factory=dict)
     engine: Annotated[EngineName, Setting(doc="Where the agents run: on this machine or in a cluster")] = EngineName.LOCAL
-    trust_level: Annotated[TrustLevel, Setting(doc="How far the agents are trusted; told to them as FLEETCTL_TRUST")] = TrustLevel.STANDARD
+    trust_level: Annotated[TrustLevel, Setting(doc="What the agents may, see below; told to them as FLEETCTL_TRUST")] = TrustLevel.STANDARD
     tools: Annotated[tuple[str, ...], Setting(doc="Names of the tools that an agent may use; told to it in its claim file")] = ()
     replicas: Annotated[int, Setting(doc="Agents to keep running", ge=0, le=100000)] = 1
     min_replicas: Annotated[int, Setting(doc="Fewest agents", ge=0, le=100000)] = 1
@@ -540,6 +554,7 @@ class FleetSpec:
     kubernetes: KubernetesSpec = KubernetesSpec()
     resource_limits: ResourceLimitsSpec = ResourceLimitsSpec()
     budget: BudgetSpec = BudgetSpec()
+    sandbox: SandboxSpec = SandboxSpec()
     autoscaling: AutoscalingSpec = AutoscalingSpec()
 
     @property
@@ -551,8 +566,10 @@ class FleetSpec:
         # The other limits are changed while a process runs.
         files = (f"nofile={self.resource_limits.nofile}",) if self.resource_limits.nofile is not None else ()
         listening = (*files, *ports, *(f"{name}={address}" for name, address in self.sockets.items()))
+        sandbox = self.sandbox
+        walls = () if sandbox == SandboxSpec() else (f"sandbox={json.dumps(to_json(sandbox))}",)
         watched = (f"watchdog_seconds={self.watchdog_seconds:g}",) if self.watchdog_seconds is not None else ()
-        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told + listening + watched)
+        return _process_hash(self.command, self.shell, self.cwd, variables, self.env_file, secrets, told + listening + watched + walls)
 
     @property
     def stop_signal_number(self) -> int:
@@ -865,7 +882,7 @@ class WarmInstance:
 class AgentConfig:
     """The template of an agent, as the specification has it. Checked where it is used, by the rules of the settings of `fleet.toml`.
 
-    `agent_id`: the template's own name; each agent made from it has an id of its own. `trust_level`: "trusted" or "standard".
+    `agent_id`: the template's own name; each agent made from it has an id of its own. `trust_level`: "trusted", "standard" or "untrusted".
     `resource_limits`: `cpu_limit` in cores, `memory_limit_mb`. `command`: program and arguments, without it the bundled demo agent;
     `cwd`: where it runs, without it where the FleetManager was made.
     """

@@ -85,7 +85,7 @@ class _Subject:
         self._agent = Agent(id=f"{spec.name}-probe", fleet=spec.name, slot=0, created_at=time.time())
         self._said_ready = False
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._notify = NotifySocket(self._lifecycle.paths.notify, self._owner_of, self._heard)
+        self._notify = NotifySocket(self._lifecycle.paths.notify, self._owner_of, self._heard, inside=self._lifecycle.paths.notify_inside)
         self._notify.open()
         self._notify.listen()
 

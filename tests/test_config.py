@@ -23,6 +23,7 @@ from fleetctl.errors import ConfigError
 from fleetctl.models import FleetSpec, LogSpec, RestartPolicy, RestartSpec
 
 HEAD = '[fleet]\nname = "web"\ncommand = ["sleep", "60"]\n'
+UNTRUSTED = HEAD + 'trust_level = "untrusted"\n'
 MINIMAL: Mapping[str, Any] = {"name": "web", "command": ["sleep", "60"]}
 
 
@@ -139,6 +140,13 @@ def test_home_directory_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert load_one(folder, HEAD + 'cwd = "~/x"\n').spec.cwd == "/home/somebody/x"
 
 
+def test_paths_of_a_sandbox_are_the_files_neighbours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    spec = load_one(folder, UNTRUSTED + '[fleet.sandbox]\nread_only_paths = ["data", "~/tools"]\nread_write_paths = ["/srv/work"]\n').spec
+    assert spec.sandbox.read_only_paths == (str(folder / "data"), "/home/somebody/tools")
+    assert spec.sandbox.read_write_paths == ("/srv/work",)
+
+
 def test_zero_replicas_keep_the_fleet_and_run_none(folder: Path) -> None:
     assert load_one(folder, HEAD + "replicas = 0\nmin_replicas = 2\n").spec.replicas == 0
 
@@ -242,6 +250,14 @@ MISTAKES = [
     ('[fleet]\nname = "\x1b[31m"\n', ["fleet.toml:2:9: not valid TOML", "\\x1b"]),
     ("[fleet]\nreplicas = " + "9" * 5000, ["fleet.toml: not valid TOML"]),
     ("a = " + "[" * 5000 + "]" * 5000, ["fleet.toml: nested too deeply"]),
+    # the sandbox
+    (HEAD + "[fleet.sandbox]\nnetwork = true\n", ["sandbox", 'only agents with trust_level = "untrusted" have one']),
+    (UNTRUSTED + "port_base = 8000\n", ["port_base = 8000", "nobody reaches an agent without a network; declare a socket"]),
+    (UNTRUSTED + '[fleet.readiness]\nexec = ["./check"]\n', ["readiness.exec", "would run outside of the sandbox"]),
+    (UNTRUSTED + '[fleet.liveness]\nexec = ["./check"]\n', ["liveness.exec", "would run outside of the sandbox"]),
+    (UNTRUSTED + '[fleet.checkpoints]\ncommand = ["./save"]\n', ["checkpoints.command", "would run outside of the sandbox"]),
+    (UNTRUSTED + "[fleet.resource_limits]\npids_limit = 2\n", ["pids_limit = 2", "must be 3 or more for an agent in a sandbox"]),
+    (UNTRUSTED + '[fleet.sandbox]\nread_only_paths = "/srv"\n', ["read_only_paths", "list of text"]),
     # the tables
     ("", ["fleet.toml has no [fleet] table"]),
     ("# nothing\n", ["fleet.toml has no [fleet] table"]),

@@ -512,6 +512,7 @@ def agent_lines(agent: Object, width: int | None) -> list[Line]:
             ("Log", agent["log_path"]),
             ("State dir", agent["state_directory"]),
             ("Environment", ", ".join(agent["environment"]) or None),
+            *([("Trust", trust_text(agent["trust"]))] if agent.get("trust") else []),
             *([("Limits", limits_text(agent["limits"]))] if agent.get("limits") else []),
         ],
         width,
@@ -519,6 +520,10 @@ def agent_lines(agent: Object, width: int | None) -> list[Line]:
     if agent["processes"]:
         lines += [[("", "")], [("Processes", "bold")], *table(_PROCESS_COLUMNS, agent["processes"], width)]
     return lines
+
+
+def trust_text(trust: Object) -> str:
+    return clean(f"{trust['level']}: {', '.join(trust['held_by'])}" if trust["held_by"] else f"{trust['level']}: all that its user may")
 
 
 def limits_text(limits: Sequence[Object]) -> str:

@@ -486,6 +486,29 @@ def _check_probes(values: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem((section, key), f": {error}")
 
 
+_LEAST_PIDS = 3
+_RUN_BESIDE = (("readiness", "exec"), ("liveness", "exec"), ("checkpoints", "command"))
+
+
+def _check_sandbox(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is said of a sandbox that is not there, and on this machine what a sandbox would keep from working, or would not hold."""
+    section = values.get("sandbox")
+    if values.get("trust_level") != "untrusted":
+        if isinstance(section, dict) and any(value not in (_DEFAULTS.get(f"sandbox.{key}"), ()) for key, value in section.items()):
+            yield Problem(("sandbox",), ': only agents with trust_level = "untrusted" have one; set that, or leave this out', show=False)
+        return
+    if values.get("engine", "local") != "local":
+        return
+    limit = find(values, ("resource_limits", "pids_limit"))
+    if isinstance(limit, int) and limit < _LEAST_PIDS:
+        yield Problem(("resource_limits", "pids_limit"), f": must be {_LEAST_PIDS} or more for an agent in a sandbox, which needs two")
+    for path in _RUN_BESIDE:
+        if find(values, path) not in (NOWHERE, [], ()):
+            yield Problem(path, ": would run outside of the sandbox; use notify, http or tcp, or what the agent itself does")
+    if values.get("port_base") is not None and not (isinstance(section, dict) and section.get("network")):
+        yield Problem(("port_base",), ": nobody reaches an agent without a network; declare a socket, or set sandbox.network = true")
+
+
 # Those of one setting say more than pydantic, so they come before it; those of several need sound values, and come after it.
 _RULES = (
     _check_command,
@@ -494,6 +517,7 @@ _RULES = (
     _check_env_file,
     _check_sockets,
     _check_probes,
+    _check_sandbox,
     _check_autoscaling,
     _check_metrics,
     _check_schedules,

@@ -165,6 +165,8 @@ def load_library(
     agents = _kept_agents(stored) if stored is not None and template is None else _templated(template or AgentConfig())
     if template is None and stored is None and find(given, ("autoscaling", "target_memory_utilization")) not in (NOWHERE, None):
         agents["resource_limits"] = {"memory_limit_mb": 1}  # which ones is not to be asked before there is a template
+    if template is None and find(given, ("sandbox",)) is not NOWHERE:
+        agents["trust_level"] = "untrusted"  # whose sandbox it is, is for the template to say
     pool = given.get("warm_pool")
     values = {
         **{key: value for key, value in given.items() if key not in _NOT_IN_CONFIG},
@@ -177,9 +179,6 @@ def load_library(
     spec, problems = check(values, refuse_unsupported_defaults=False)
     settings_draft, template_draft = _Draft(values=values), _Draft(values=values, prefix=("config_template",))
     said = [settings_draft.say(Problem((key,), _NOT_IN_CONFIG[key], show=False)) for key in given if key in _NOT_IN_CONFIG]
-    if template is not None and template.trust_level == "untrusted":
-        problems = [problem for problem in problems if problem.path != ("trust_level",)]
-        problems.append(Problem(("trust_level",), ": not supported yet, for there is no sandbox to put such an agent in"))
     said += [(template_draft if problem.path[:1] and problem.path[0] in agents else settings_draft).say(problem) for problem in problems]
     _raise_if(said, "the configuration")
     assert spec is not None  # no problems, so there is one
@@ -323,6 +322,10 @@ def _rooted(draft: _Draft, folder: str) -> _Draft:
         values["secret_env"] = {name: _absolute_reference(reference, folder) for name, reference in references.items()}
     if isinstance(sockets := values.get("sockets"), dict):
         values["sockets"] = {name: _absolute_reference(address, folder, "unix:") for name, address in sockets.items()}
+    if isinstance(sandbox := values.get("sandbox"), dict):
+        values["sandbox"] = {
+            key: [_absolute(path, folder) for path in value] if isinstance(value, list | tuple) else value for key, value in sandbox.items()
+        }
     values = {key: value for key, value in values.items() if value is not None}
     given_by = draft.given_by if "cwd" in draft.values else {**draft.given_by, "cwd": "default"}
     return replace(draft, values=values, given_by=given_by)

@@ -18,7 +18,7 @@ from fleetctl.core.recover import with_acquired
 from fleetctl.daemon import metrics
 from fleetctl.daemon.hands import expire_checkpoints, local_fleet
 from fleetctl.daemon.hearing import Hearing
-from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, limits_view, rfc3339, sockets_view
+from fleetctl.daemon.views import Json, change_view, counted, dated, fleet_view, inspected, limits_view, rfc3339, sockets_view, trust_view
 from fleetctl.errors import ConfigError, NotFound, StateDirectoryError, UsageError
 from fleetctl.fleet import Fleet, check_replicas, recovered
 from fleetctl.host import checkpoints, procfs
@@ -272,7 +272,7 @@ class Control:
                     now, wall = self._clock.monotonic(), self._clock.time()
                     usage, dropped = self.usage.get(agent_id), self.hearing.dropped(agent_id)
                     told = inspected(fleet, agent, usage, self.paths, now=now, wall=wall, dropped=dropped)
-                    return {**told, "limits": limits_view(fleet.spec, self.lifecycle.limits)}
+                    return {**told, "limits": limits_view(fleet.spec, self.lifecycle.limits), "trust": trust_view(fleet.spec)}
         raise NotFound(f"no agent {agent_id}")
 
     async def history(self, fleet: str | None, limit: int) -> Json:

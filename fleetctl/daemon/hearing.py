@@ -26,7 +26,7 @@ class Hearing:
 
     def __init__(self, lifecycle: LocalLifecycleManager, fleets: Mapping[str, Fleet]) -> None:
         self._lifecycle, self._fleets = lifecycle, fleets
-        self._socket = NotifySocket(lifecycle.paths.notify, self._owner_of, self.notified)
+        self._socket = NotifySocket(lifecycle.paths.notify, self._owner_of, self.notified, inside=lifecycle.paths.notify_inside)
 
     def open(self) -> None:
         """What agents say from now on waits. Raises StateDirectoryError."""

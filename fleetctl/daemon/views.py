@@ -9,7 +9,7 @@ from fleetctl.config import Difference
 from fleetctl.core.contract import Report
 from fleetctl.fleet import Fleet
 from fleetctl.health import metrics_of, problems_of
-from fleetctl.host import metrics
+from fleetctl.host import metrics, sandbox
 from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
 from fleetctl.host.sockets import ListeningSockets
@@ -94,6 +94,11 @@ def limits_view(spec: FleetSpec, limits: LocalLimits) -> list[Json]:
     """The limits that an agent has, and what holds it to each; empty where nothing does."""
     held = limits.mechanisms(spec.resource_limits)
     return [{"name": name, "value": getattr(spec.resource_limits, name), "held_by": by} for name, by in held.items()]
+
+
+def trust_view(spec: FleetSpec) -> Json:
+    """How far an agent is trusted, and what holds it to that."""
+    return {"level": str(spec.trust_level), "held_by": sandbox.held(spec)}
 
 
 def sockets_view(fleet: Fleet, sockets: ListeningSockets, notes: list[str]) -> Json:

@@ -196,6 +196,13 @@ class Limit(TypedDict):
     held_by: str
 
 
+class Trust(TypedDict):
+    """How far an agent is trusted. `held_by`: what keeps it from more, such as "no new privileges"; empty where nothing does."""
+
+    level: str
+    held_by: list[str]
+
+
 class AgentDetail(AgentStatus):
     """One agent in full. `environment`: names only. `tokens` (in, out) and `cost` (US dollars) are totals, as the agent gave them."""
 
@@ -210,6 +217,7 @@ class AgentDetail(AgentStatus):
     processes: list[TreeProcess]
     environment: list[str]
     limits: NotRequired[list[Limit]]
+    trust: NotRequired[Trust]
     idle: bool | None
     progress: int | None
     metrics: dict[str, float]

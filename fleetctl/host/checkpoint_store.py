@@ -121,6 +121,9 @@ class LocalCheckpointStore:
     def _prepare(self, agent: Agent) -> None:
         folder = self._paths.agent_checkpoint(agent.id)
         with told(self._paths):
+            if os.path.isdir(folder) and not os.path.islink(folder):
+                _empty(folder)  # the folder itself stays: an agent in a sandbox sees this one
+                return
             remove_tree(folder)
             os.mkdir(folder, 0o700)
 

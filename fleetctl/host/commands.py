@@ -12,10 +12,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-from fleetctl.host import environment, finding, pidfd, procfs
+from fleetctl.host import environment, finding, pidfd, privileges, procfs
 from fleetctl.host.process import LocalLifecycleManager
-from fleetctl.models import Agent, Exit, FleetSpec, ProcessRef
+from fleetctl.models import Agent, Exit, FleetSpec, ProcessRef, TrustLevel
 
 MARK = "FLEETCTL_HELPER"
 """Marks whatever such a command starts; what is left of it is found by this and ended."""
@@ -32,7 +33,8 @@ async def run(
     environ = lifecycle.environment_of(agent, spec) | {MARK: mark}
     del environ[environment.TOKEN]
     # A session of its own, so that it can be ended as a whole and no key pressed in some terminal reaches it.
-    child = subprocess.Popen(
+    start = partial(
+        subprocess.Popen,
         command,
         cwd=spec.cwd,
         env=environ,
@@ -42,6 +44,7 @@ async def run(
         start_new_session=True,
         umask=lifecycle.umask,
     )
+    child = start() if spec.trust_level is TrustLevel.TRUSTED else privileges.without_new(start)
     child.returncode = 0  # reaped below: keeps Popen from ever waiting for it
     with lifecycle.helper(child.pid):
         ended: Exit | None = None

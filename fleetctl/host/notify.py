@@ -47,11 +47,14 @@ class _Sender:
 class NotifySocket:
     """One datagram socket for all agents of a state directory. Create, `open`, `listen` in the running loop, and `close` it at the end.
 
-    `owner_of` tells the agent that a pid belongs to, None for a stranger; `on_message` gets the agent and what it sent.
+    `owner_of` tells the agent that a pid belongs to, None for a stranger; `on_message` gets the agent and what it sent. `inside`: a
+    second name of it, in a folder of its own, for agents in a sandbox: what they see of `run/` is that folder.
     """
 
-    def __init__(self, path: str, owner_of: Callable[[int], str | None], on_message: Callable[[str, bytes], None]) -> None:
-        self.path = path
+    def __init__(
+        self, path: str, owner_of: Callable[[int], str | None], on_message: Callable[[str, bytes], None], *, inside: str | None = None
+    ) -> None:
+        self.path, self._inside = path, inside
         self.strangers = 0
         """Messages of processes that belong to no agent."""
         self._owner_of, self._on_message = owner_of, on_message
@@ -74,6 +77,8 @@ class NotifySocket:
             os.fchmod(fresh.fileno(), 0o600)
             os.makedirs(folder, mode=0o700, exist_ok=True)
             fresh.bind(temporary)
+            if self._inside:
+                _name_too(temporary, self._inside)
             os.rename(temporary, self.path)
             self._file = file_identity(self.path)
         except OSError as error:
@@ -223,3 +228,17 @@ def _attached(ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[int, list[in
         elif kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     return pid, descriptors.tolist()
+
+
+def _name_too(path: str, other: str) -> None:
+    """Give the socket a second name. Root's agents in a sandbox are another user, and the way to both names is the owner's alone."""
+    folder, name = os.path.split(other)
+    os.makedirs(folder, exist_ok=True)
+    os.chmod(folder, 0o755)
+    staged = f"{folder}/.{name}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(staged)
+    os.link(path, staged)
+    if os.geteuid() == 0:
+        os.chmod(staged, 0o666)
+    os.rename(staged, other)

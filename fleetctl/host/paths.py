@@ -36,6 +36,7 @@ class Paths:
         self.run = f"{root}/run"
         self.socket = f"{root}/run/control.sock"
         self.notify = f"{root}/run/notify.sock"
+        self.notify_inside = f"{root}/run/in/notify"
         self.locks = f"{root}/run/locks"
         self.claims = f"{root}/run/claims"
         self.fleets = f"{root}/fleets"
@@ -49,6 +50,10 @@ class Paths:
 
     def agent_claim(self, agent_id: str) -> str:
         return f"{self.claims}/{agent_id}.json"
+
+    def claim_inside(self, agent_id: str) -> str:
+        """The claim where an agent in a sandbox sees it: alone in a folder."""
+        return f"{self.claims}/{agent_id}.d/claim.json"
 
     def agent_log(self, fleet: str, agent_id: str) -> str:
         return f"{self.logs}/{fleet}/{agent_id}.log"

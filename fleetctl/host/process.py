@@ -18,16 +18,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from fleetctl.addresses import filled
 from fleetctl.errors import ConfigError, SpawnFailed, StateDirectoryError
-from fleetctl.host import environment, helpers, locks, logs, pidfd, procfs, sockets, tag
+from fleetctl.host import environment, helpers, locks, logs, pidfd, privileges, procfs, sandbox, sockets, tag
 from fleetctl.host.finding import Finder, reference
+from fleetctl.host.keepers import Keepers
 from fleetctl.host.launch import TELL_PID, launch
 from fleetctl.host.limits import LocalLimits
 from fleetctl.host.paths import Paths
 from fleetctl.host.spares import Spares
-from fleetctl.models import AGENT_ID_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef
+from fleetctl.models import AGENT_ID_PATTERN, Agent, Exit, FleetSpec, Found, Identity, ProcessRef, TrustLevel
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ class LocalLifecycleManager:
         self.sockets = sockets.ListeningSockets(self.paths, umask=umask)
         self.limits = LocalLimits(self.paths.root)
         self._limited: dict[ProcessRef, str] = {}  # the agent in whose control group it is
+        self.sandbox = sandbox.Sandbox(self.paths)
+        self._keepers = Keepers()
 
     def spawn(self, agent: Agent, spec: FleetSpec) -> ProcessRef:
         try:
@@ -93,7 +97,7 @@ class LocalLifecycleManager:
                 if self._owns_all_children:
                     stack.enter_context(tag.worn(agent.token))
                 joins = self.limits.prepare(agent.id, spec.resource_limits)
-                pid = self._execute(agent, spec, environ, output, lock, joins)
+                pid, keeper = self._execute(agent, spec, environ, output, lock, joins)
         except OSError as error:
             raise SpawnFailed(_why_not(error, spec), permanent=error.errno not in _TRANSIENT) from error
         except ConfigError as error:  # a socket that cannot be had now
@@ -111,30 +115,55 @@ class LocalLifecycleManager:
         with contextlib.suppress(OSError):
             found = procfs.stat(pid)
         if found is None:  # out of descriptors at this very moment: a process we cannot tell apart later must not live
-            os.kill(pid, signal.SIGKILL)
+            for one in (pid, keeper):
+                if one is not None:
+                    os.kill(one, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise SpawnFailed(f"{agent.id}: its process could not be identified right after its start, and was ended")
         process = ProcessRef(pid=pid, start_ticks=found.start_ticks, boot_id=procfs.boot_id())
         self.finder.leaders[process] = agent.id
         if joins:
             self._limited[process] = agent.id
+        if keeper is not None:
+            self._keepers.add(process, keeper)
         with contextlib.suppress(OSError):  # else it is opened, and then verified, when it is needed
             self._pidfds[process] = os.pidfd_open(pid)
         return process
 
-    def _execute(self, agent: Agent, spec: FleetSpec, environ: Mapping[str, str], output: int, lock: int, joins: str) -> int:
-        """The pid of the agent's process, which first does what `joins` says, to itself.
+    def _execute(
+        self, agent: Agent, spec: FleetSpec, environ: Mapping[str, str], output: int, lock: int, joins: str
+    ) -> tuple[int, int | None]:
+        """The pid of the agent's process, which first does what `joins` says, to itself; and of its sandbox's keeper, if it has one.
 
         Raises OSError and ValueError, and ConfigError for a socket that cannot be had.
         """
         held = self.sockets.held(spec)
         command = self.command(agent, spec)
         argv = ("/bin/sh", "-c", command[0]) if spec.shell and not _restores(agent, spec) else command
+        descriptors = [*(one.socket.fileno() for one in held), lock]
+        if spec.trust_level is TrustLevel.UNTRUSTED:
+            return self.sandbox.start(agent, spec, argv, environ, umask=self.umask, output=output, descriptors=descriptors, prepare=joins)
+        if spec.trust_level is TrustLevel.TRUSTED:
+            return self._open(argv, spec, environ, output, descriptors, joins, listens=bool(held)), None
+        start = partial(self._open, argv, spec, environ, output, descriptors, joins, listens=bool(held))
+        return privileges.without_new(start), None
+
+    def _open(
+        self,
+        argv: Sequence[str],
+        spec: FleetSpec,
+        environ: Mapping[str, str],
+        output: int,
+        descriptors: Sequence[int],
+        joins: str,
+        *,
+        listens: bool,
+    ) -> int:
+        """The pid of a process that is in no sandbox."""
         # No pipe: the agent's output outlives us. No preexec_fn: it would cost vfork, and is unsafe beside threads.
         # A session of its own, not only a group: a stopped agent in an orphaned group would be hung up when we die.
-        if held or joins:
-            descriptors = [*(one.socket.fileno() for one in held), lock]
-            prepare = joins + (TELL_PID if held else "")
+        if listens or joins:
+            prepare = joins + (TELL_PID if listens else "")
             return launch(argv, cwd=spec.cwd, environ=environ, umask=self.umask, output=output, descriptors=descriptors, prepare=prepare)
         child = subprocess.Popen(
             argv,
@@ -145,7 +174,7 @@ class LocalLifecycleManager:
             stderr=output,
             start_new_session=True,
             umask=self.umask,
-            pass_fds=(lock,),
+            pass_fds=descriptors,
         )
         child.returncode = 0  # we reap by pidfd: keeps Popen from ever waiting for it
         return child.pid
@@ -206,6 +235,7 @@ class LocalLifecycleManager:
 
     def environment_of(self, agent: Agent, spec: FleetSpec) -> dict[str, str]:
         """What the agent finds in it. Raises SpawnFailed."""
+        enclosed = spec.trust_level is TrustLevel.UNTRUSTED
         return environment.build(
             agent,
             spec,
@@ -213,11 +243,14 @@ class LocalLifecycleManager:
             state_directory=self.paths.agent_state(agent.id),
             claim_path=self.paths.agent_claim(agent.id),
             notify_socket=self.paths.notify,
-        )
+        ) | (self.sandbox.environment(agent, spec) if enclosed else {})
 
     def check(self, spec: FleetSpec) -> None:
-        """Raise ConfigError where a secret or the `env_file` cannot be read, as an agent's start would find out, or a limit not be held."""
+        """Raise ConfigError where a secret or the `env_file` cannot be read, as an agent's start would find out, or a limit or the trust
+        level not be held.
+        """
         self.limits.check(spec.resource_limits)
+        self.sandbox.check(spec)
         try:
             environment.secrets(spec)
         except SpawnFailed as error:
@@ -240,6 +273,8 @@ class LocalLifecycleManager:
         self._watched.add(process)
         if process not in self.finder.leaders and (agent_id := self.limits.agent_of(process.pid)):
             self._limited[process] = agent_id
+        if process not in self.finder.leaders:
+            self._keepers.adopt(process)
         loop.add_reader(fd, self._has_ended, process, on_exit, time.time, 0)
 
     def _has_ended(self, process: ProcessRef, on_exit: Callable[[Exit], None], clock: Callable[[], float], tries: int) -> None:
@@ -254,7 +289,13 @@ class LocalLifecycleManager:
             # Between its end and its reaping by init the kernel may not tell yet.
             loop.call_later(_STATUS_RETRY_SECONDS, self._has_ended, process, on_exit, clock, tries + 1)
             return
-        on_exit(self._with_cause(process, ended or Exit(at=clock())))
+        told = partial(on_exit, self._with_cause(process, ended or Exit(at=clock())))
+        if process not in self._keepers:
+            told()
+            return
+        with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
+            os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+        self._keepers.end(process, told)
 
     def _with_cause(self, process: ProcessRef, ended: Exit) -> Exit:
         """What the kernel counted where it killed for want of memory; one that ended well did so in spite of it."""
@@ -268,6 +309,7 @@ class LocalLifecycleManager:
         if agent_id := self._limited.pop(process, None):
             self.limits.remove(agent_id)
         self.finder.leaders.pop(process, None)
+        self._keepers.release(process)
         if fd is not None:
             with contextlib.suppress(ChildProcessError):  # adopted: not ours to reap
                 os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
@@ -330,7 +372,7 @@ class LocalLifecycleManager:
         return self._has_no_orphans()
 
     def _is_over(self, process: ProcessRef) -> bool:
-        return process in self._ended or _found_alive(process) is None
+        return process not in self._keepers and (process in self._ended or _found_alive(process) is None)
 
     def _has_no_orphans(self) -> bool:
         """Whether every child of ours is a leader that we started: surely, or False."""
@@ -338,16 +380,22 @@ class LocalLifecycleManager:
         return orphans is not None and not any((found := procfs.stat(pid)) and found.alive for pid in orphans)
 
     def orphans(self) -> set[int] | None:
-        """Children of ours, ended ones included, that are neither leaders that we started nor helpers; None where nobody can tell."""
+        """Children of ours, ended ones included, that nobody looks after; None where nobody can tell."""
         children = procfs.children() if self._orphans_come_to_us else None
-        return None if children is None else children - {process.pid for process in self.finder.leaders} - helpers.pids
+        known = {process.pid for process in self.finder.leaders} | helpers.pids | self._keepers.pids
+        return None if children is None else children - known
 
     def _loners(self, agents: Sequence[Agent]) -> dict[str, ProcessRef]:
         """The agents whose trees are surely their leader and nobody else, by the same reasoning: it has no child, and we no orphan.
 
         In this order: what loses its parent in between is an orphan by then.
         """
-        leaders = {agent.id: agent.process for agent in agents if agent.process in self.finder.leaders and agent.process in self._pidfds}
+        leaders = {
+            agent.id: agent.process
+            for agent in agents
+            # In a sandbox an orphan goes to its keeper, and not to us.
+            if agent.process in self.finder.leaders and agent.process in self._pidfds and agent.process not in self._keepers
+        }
         found = {agent_id: leader for agent_id, leader in leaders.items() if leader and procfs.children(leader.pid) == set()}
         return found if found and self._has_no_orphans() else {}
 
@@ -448,10 +496,15 @@ class LocalLifecycleManager:
             with locks.opened(f"{path}.tmp", os.O_CREAT | os.O_TRUNC) as fd, open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps(claim).encode())
             os.replace(f"{path}.tmp", path)
+            sandbox.share_claim(self.paths, agent.id)
         except OSError as error:
             raise StateDirectoryError(f"{path}: {error.strerror}") from error
 
     def kill(self, agents: Sequence[Agent]) -> None:
+        for agent in agents:
+            if agent.process is not None and agent.process in self._keepers:
+                self._keepers.kill(agent.process)
+        agents = [agent for agent in agents if agent.process not in self._keepers]
         for _ in range(_KILL_ROUNDS):
             trees = self.finder.trees(agents)
             if not any(trees.values()):
@@ -492,6 +545,7 @@ class LocalLifecycleManager:
     def _remove_files(self, agent_ids: Iterable[str]) -> None:
         for agent_id in agent_ids:
             claim = self.paths.agent_claim(agent_id)
+            sandbox.unshare_claim(self.paths, agent_id)
             for path in (self.paths.agent_lock(agent_id), claim, f"{claim}.tmp"):
                 self._spares.put(path)
             for folder in (self.paths.agent_state(agent_id), self.paths.agent_checkpoint(agent_id)):
@@ -501,7 +555,7 @@ class LocalLifecycleManager:
     def tidy(self, known: Collection[str]) -> None:
         """Remove what was made for agents that are not among the known, and was not removed because the daemon was killed."""
         named = {name.removesuffix(".lock") for name in locks.names(self.paths.locks)}
-        named |= {name.removesuffix(".tmp").removesuffix(".json") for name in locks.names(self.paths.claims)}
+        named |= {name.removesuffix(".tmp").removesuffix(".json").removesuffix(".d") for name in locks.names(self.paths.claims)}
         named |= {name.removesuffix(".checkpoint") for name in locks.names(self.paths.agents)}
         gone = [name for name in named - set(known) if re.fullmatch(AGENT_ID_PATTERN, name)]
         self._remove_files([agent_id for agent_id in gone if not locks.is_held(self.paths, agent_id)])

@@ -15,6 +15,7 @@ from fleetctl.models import (
     OnTimeout,
     ReadinessSpec,
     ResourceLimitsSpec,
+    TrustLevel,
     VolumeAccess,
     WarmPoolSpec,
 )
@@ -67,8 +68,8 @@ SPECS: Mapping[str, FleetSpec] = {
     "autoscaled-plainly": a_spec(autoscaling=AutoscalingSpec(enabled=True, scale_up_rates=())),
     "guarded": a_spec(replicas=1, autoscaling=AutoscalingSpec(min_available=1)),
     "warm": a_spec(warm_pool=WarmPoolSpec(enabled=True, size=4), cluster={"namespace": "agents"}),
-    "untrusted": a_spec(trust_level="untrusted", sockets={"http": "127.0.0.1:8080"}, tools=("search",)),
-    "trusted": a_spec(trust_level="trusted"),
+    "untrusted": a_spec(trust_level=TrustLevel.UNTRUSTED, sockets={"http": "127.0.0.1:8080"}, tools=("search",)),
+    "trusted": a_spec(trust_level=TrustLevel.TRUSTED),
     "stored": a_spec(
         cluster={
             "storage_size": "10Gi",

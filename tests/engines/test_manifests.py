@@ -5,6 +5,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from fleetctl.engines.kubernetes import manifests, names, pod, rbac
 from fleetctl.engines.kubernetes import yaml as our_yaml
 from fleetctl.engines.kubernetes.notes import notes
 from fleetctl.errors import ConfigError
-from fleetctl.models import AutoscalingSpec, FleetSpec, MetricScope, MetricSpec, ResourceLimitsSpec, RestartPolicy, RestartSpec
+from fleetctl.models import (
+    AutoscalingSpec,
+    FleetSpec,
+    MetricScope,
+    MetricSpec,
+    ResourceLimitsSpec,
+    RestartPolicy,
+    RestartSpec,
+    SandboxSpec,
+)
 from tests.engines.specs import SPECS, a_spec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -206,6 +216,12 @@ def test_an_untrusted_agent_is_shut_in() -> None:
     assert (inner["readOnlyRootFilesystem"], inner["allowPrivilegeEscalation"], inner["capabilities"]) == (True, False, {"drop": ["ALL"]})
     assert outer["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     assert outer["automountServiceAccountToken"] is False
+
+
+def test_an_untrusted_agent_that_may_has_a_network_and_what_it_sees_is_its_image() -> None:
+    shown = replace(SPECS["untrusted"], sandbox=SandboxSpec(network=True, read_only_paths=("/srv/data",)))
+    assert "NetworkPolicy" not in {one["kind"] for one in manifests.objects(shown)}
+    assert "sandbox.read_only_paths" in {note.setting for note in notes(shown)}
 
 
 def test_an_autoscaler_without_a_metric_is_refused() -> None:

@@ -17,11 +17,12 @@ import pytest
 
 from fleetctl import AgentConfig, FleetManager, LocalLifecycleManager, LocalResourceManager, LocalStateManager
 from fleetctl.errors import ConfigError, DaemonRunning, KeptByProgram, StateDirectoryError
-from fleetctl.host import procfs
+from fleetctl.host import procfs, sandbox
 from fleetctl.host.process import _is_subreaper
 from tests.helpers import wait_for
 from tests.real.conftest import place
 from tests.real.harness import ROOT, Place
+from tests.servers import lacks
 
 __all__ = ["place"]
 
@@ -144,6 +145,22 @@ time.sleep(600)
         assert len(set(told)) == 2
 
     run(story, name="crew")
+
+
+def test_agents_that_are_not_trusted_are_in_a_sandbox_and_leave_nothing() -> None:
+    if trouble := sandbox.rehearse():
+        lacks(f"no sandbox can be made here: {trouble}")
+
+    async def story(fleet: FleetManager) -> None:
+        (result,) = await fleet.scale_up(1, AgentConfig(command=["sleep", "600"], trust_level="untrusted"))
+        assert os.readlink(f"/proc/{result.pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+        keeper = sandbox.keeper_of(result.pid or 0)
+        assert alive(keeper)
+        await fleet.scale_down(0)
+        assert not alive(result.pid)
+        assert not alive(keeper)
+
+    run(story, config={**QUICK, "sandbox": {"network": True}, "min_replicas": 0})
 
 
 def test_what_agents_say_of_themselves_is_heard() -> None:

@@ -147,8 +147,7 @@ def test_a_fleet_has_a_name_that_its_agents_bear() -> None:
     ("template", "message"),
     [
         ({"agent_id": "a"}, r"^config_template: must be an AgentConfig, not dict$"),
-        (AgentConfig(trust_level="untrusted"), r'^config_template\.trust_level = "untrusted": not supported yet'),
-        (AgentConfig(trust_level="root"), r'^config_template\.trust_level = "root": must be one of "trusted", "standard"'),
+        (AgentConfig(trust_level="root"), r'^config_template\.trust_level = "root": must be one of "trusted", "standard", "untrusted"'),
         (AgentConfig(resource_limits={"cpu": 1}), r"^config_template\.resource_limits\.cpu: no such setting"),
         (AgentConfig(resource_limits={"memory_limit_mb": 0}), r"^config_template\.resource_limits\.memory_limit_mb = 0: must be"),
         (AgentConfig(tools="Read"), r'^config_template\.tools = "Read": must be a list of names'),

@@ -19,7 +19,7 @@ def objects(spec: FleetSpec, *, sandbox_version: str | None = None, replicas: in
     found: list[Object] = []
     if spec.kubernetes.storage_size:
         found.append(_claim(spec))
-    if pod.trust_level(spec) == "untrusted":
+    if pod.cut_off(spec):
         found.append(_network_policy(spec))
     if pod.ports_of(spec):
         found.append(_service(spec))

@@ -31,6 +31,7 @@ def notes(spec: FleetSpec) -> list[Note]:
         *_sockets(spec),
         *_probes(spec),
         *_limits(spec),
+        *_sandbox(spec),
         *_stopping(spec),
         *_scaling(spec),
         *_elsewhere(spec),
@@ -60,6 +61,12 @@ def _process(spec: FleetSpec) -> Said:
         )
     if _changed(spec.restart, RestartSpec(policy=spec.restart.policy)):
         yield "restart", "waits and the limits of a crash loop are the kubelet's own: 10 s, doubled up to 5 minutes"
+
+
+def _sandbox(spec: FleetSpec) -> Said:
+    for key in ("read_only_paths", "read_write_paths", "inaccessible_paths"):
+        if getattr(spec.sandbox, key):
+            yield f"sandbox.{key}", "does not map: agents of a cluster see their image, and nothing of this machine"
 
 
 def _secrets(spec: FleetSpec) -> Said:

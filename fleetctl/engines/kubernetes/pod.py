@@ -9,7 +9,7 @@ from fleetctl.addresses import filled, parse, parse_url, placeholders
 from fleetctl.engines.kubernetes import names
 from fleetctl.engines.kubernetes.names import Object
 from fleetctl.errors import ConfigError
-from fleetctl.models import FleetSpec, LivenessSpec, OnTimeout, ReadinessSpec
+from fleetctl.models import FleetSpec, LivenessSpec, OnTimeout, ReadinessSpec, TrustLevel
 
 STATE = "/var/lib/fleetctl/state"
 CHECKPOINTS = "/var/lib/fleetctl/checkpoints"
@@ -26,13 +26,13 @@ def template(spec: FleetSpec, pool: str = names.REPLICAS) -> Object:
     return {"metadata": {"labels": names.labels(spec.name) | names.selector(spec.name, pool)}, "spec": _pod(spec, pool)}
 
 
-def trust_level(spec: FleetSpec) -> str:
-    """As text: `untrusted` has its place here before it has one on a single machine."""
-    return str(spec.trust_level)
+def cut_off(spec: FleetSpec) -> bool:
+    """Whether its agents have no network but for their own ports."""
+    return spec.trust_level is TrustLevel.UNTRUSTED and not spec.sandbox.network
 
 
 def _pod(spec: FleetSpec, pool: str) -> Json:
-    kubernetes, untrusted = spec.kubernetes, trust_level(spec) == "untrusted"
+    kubernetes, untrusted = spec.kubernetes, spec.trust_level is TrustLevel.UNTRUSTED
     mounts, volumes = _volumes(spec, scratch=untrusted)
     return _without_none(
         {
@@ -121,7 +121,7 @@ def _environment(spec: FleetSpec, pool: str) -> list[Json]:
         {"name": "FLEETCTL_AGENT_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "FLEETCTL_FLEET", "value": spec.name},
         {"name": "FLEETCTL_LAUNCH", "value": "cold" if pool == names.REPLICAS else "standby"},
-        {"name": "FLEETCTL_TRUST", "value": trust_level(spec)},
+        {"name": "FLEETCTL_TRUST", "value": str(spec.trust_level)},
         {"name": "STATE_DIRECTORY", "value": STATE},
     ]
     if spec.checkpoints.command or spec.kubernetes.storage_size:
@@ -243,21 +243,21 @@ def _volumes(spec: FleetSpec, *, scratch: bool) -> tuple[list[Json], list[Json]]
 
 
 def _pod_security(spec: FleetSpec) -> Json:
-    user, level = spec.kubernetes.user, trust_level(spec)
+    user, level = spec.kubernetes.user, spec.trust_level
     context: Json = {"runAsUser": user, "runAsGroup": user, "fsGroup": user} if user else {}
-    if level == "untrusted" or user:
+    if level is TrustLevel.UNTRUSTED or user:
         context["runAsNonRoot"] = True
-    if level != "trusted":
+    if level is not TrustLevel.TRUSTED:
         context["seccompProfile"] = {"type": "RuntimeDefault"}
     return context
 
 
 def _container_security(spec: FleetSpec) -> Json:
-    level = trust_level(spec)
-    if level == "trusted":
+    level = spec.trust_level
+    if level is TrustLevel.TRUSTED:
         return {}
     context: Json = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    return context | {"readOnlyRootFilesystem": True} if level == "untrusted" else context
+    return context | {"readOnlyRootFilesystem": True} if level is TrustLevel.UNTRUSTED else context
 
 
 def check(spec: FleetSpec) -> None:

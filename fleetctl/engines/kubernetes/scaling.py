@@ -128,7 +128,7 @@ def warm_pool(spec: FleetSpec, sandbox_version: str | None) -> list[Object]:
         ]
     version = f"{SANDBOX_GROUP}/{sandbox_version}"
     # Left to itself the controller would cut the agents' network down; that is what trust levels are for.
-    policy = {} if pod.trust_level(spec) == "untrusted" else {"networkPolicyManagement": "Unmanaged"}
+    policy = {} if pod.cut_off(spec) else {"networkPolicyManagement": "Unmanaged"}
     return [
         {
             "apiVersion": version,
