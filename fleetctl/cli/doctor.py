@@ -233,6 +233,53 @@ def _limits(engine: LocalEngine) -> Iterator[Finding]:
             yield Finding(name, OK, text)
 
 
+def _groups(engine: LocalEngine) -> Iterator[Finding]:
+    from fleetctl.engines import machine
+
+    found = machine.groups(engine.paths.root)
+    if not found.missing:
+        kinds = " and ".join(found.kinds)
+        yield Finding("control groups", OK, f"{kinds}: cpu_limit, memory_limit_mb and pids_limit are held by the kernel")
+        return
+    without = "cpu_limit is not held at all, the others by looking" if "cpu_limit" in found.missing else "held by looking now and then"
+    advice = (
+        "`fleetctl daemon install` makes a unit whose groups are the daemon's (Delegate=yes); in a container, mount /sys/fs/cgroup writable"
+    )
+    why = next(iter(found.missing.values()))
+    yield Finding("control groups", WARN, f"none for {', '.join(found.missing)} ({without}): {why}", advice)
+
+
+def _enclosure(engine: LocalEngine) -> Iterator[Finding]:
+    from fleetctl.engines import machine
+
+    found = machine.enclosure()
+    if found.trouble:
+        yield Finding("sandbox", WARN, f'fleets with trust_level = "untrusted" are refused: {found.trouble}', found.advice)
+    else:
+        held = f"own files, processes and network, {found.user}, a filter on system calls"
+        yield Finding("sandbox", OK, f'trust_level = "untrusted" is held: {held}')
+        if not found.hides_abstract_sockets:
+            yield Finding("abstract sockets", OK, "with sandbox.network = true they stay in reach; Landlock of Linux 6.12 would hide them")
+    yield _tracing()
+
+
+def _tracing() -> Finding:
+    """What keeps an agent from another's memory where both are the same user's: Yama, where it is there and not told otherwise."""
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
+            scope = int(file.read())
+    except (OSError, ValueError):
+        scope = 0
+    if scope or os.geteuid() == 0:
+        restricted = f"restricted (ptrace_scope {scope})" if scope else "root's processes may look into all others"
+        return Finding("ptrace", OK, f"{restricted}; an agent in a sandbox sees nobody's")
+    return Finding(
+        "ptrace",
+        OK,
+        'agents of one user may read each other\'s memory; trust_level = "untrusted" or kernel.yama.ptrace_scope = 1 ends that',
+    )
+
+
 def _clock(engine: LocalEngine) -> Iterator[Finding]:
     from time import time
 
@@ -249,4 +296,14 @@ def _clock(engine: LocalEngine) -> Iterator[Finding]:
         yield Finding("clock", OK, "plausible")
 
 
-_CHECKS: tuple[Callable[[LocalEngine], Iterator[Finding]], ...] = (_python, _kernel, _state_directory, _daemon, _records, _limits, _clock)
+_CHECKS: tuple[Callable[[LocalEngine], Iterator[Finding]], ...] = (
+    _python,
+    _kernel,
+    _state_directory,
+    _daemon,
+    _records,
+    _limits,
+    _groups,
+    _enclosure,
+    _clock,
+)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetctl.cli.doctor import Finding, examine
 from fleetctl.client import Client
 from fleetctl.config import settings
 from fleetctl.engines.local import LocalEngine
@@ -299,6 +300,25 @@ def test_logs_of_a_fleet_are_those_of_the_agents_there_are_now(state_dir: Path) 
     kill_daemon(state_dir)
     assert call("logs", "web").stdout == ""
     assert call("logs", second).stdout == ""
+
+
+def test_doctor_tells_what_keeps_untrusted_agents_in_and_what_to_do_where_nothing_does(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> dict[str, Finding]:
+        with LocalEngine(str(state_dir)) as engine:
+            return {finding.check: finding for finding in examine(engine)}
+
+    monkeypatch.setattr("fleetctl.host.sandbox.rehearse", lambda: "unshare: new namespaces: Operation not permitted")
+    told = found()
+    assert told["sandbox"].level == "warn"
+    assert told["sandbox"].message == (
+        'fleets with trust_level = "untrusted" are refused: unshare: new namespaces: Operation not permitted'
+    )
+    assert told["sandbox"].advice
+    assert {"control groups", "ptrace"} <= told.keys()
+    monkeypatch.setattr("fleetctl.host.sandbox.rehearse", lambda: "")
+    assert found()["sandbox"].level == "ok"
 
 
 def test_doctor_finds_a_stale_socket_open_modes_and_a_hung_daemon(state_dir: Path) -> None:
